@@ -2,7 +2,7 @@
 
 Differs from alexnet1.py: weights are drawn with deviation 0.01, biases around 0.005 with deviation 0.1.
 
-The article printed                                         Recorded here
+The article's figures                                       Recorded here
 epoch 1, loss 2299.4792, testing accuracy 0.122             none yet
 epoch 2, loss 2299.8113, testing accuracy 0.117             none yet
 epoch 11, loss 2293.2812, testing accuracy 0.125            none yet

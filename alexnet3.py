@@ -2,7 +2,7 @@
 
 Differs from alexnet2.py: the learning rate is a placeholder, divided by 10 at steps 30, 50 and 70.
 
-The article printed                                         Recorded here
+The article's figures                                       Recorded here
 epoch 1, loss 2300.436, testing accuracy 0.117              none yet
 epoch 2, loss 2299.375, testing accuracy 0.13               none yet
 epoch 10, loss 2290.4155, testing accuracy 0.154            none yet

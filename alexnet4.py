@@ -3,7 +3,7 @@
 Differs from alexnet1.py: weights and biases come from tf.get_variable, which, given no initializer,
 draws from glorot_uniform. The biases, too: uniform within +-sqrt(3/n) for n of them.
 
-The article printed                                         Recorded here
+The article's figures                                       Recorded here
 epoch 1, loss 170.07048, testing accuracy 0.936             none yet
 epoch 2, loss 86.70665, testing accuracy 0.972              none yet
 epoch 50, loss 26.004112, testing accuracy 0.99             none yet

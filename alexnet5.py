@@ -3,7 +3,7 @@
 Differs from alexnet2.py: convolutions 4 and 5 each see their input as two halves, by channels, with
 weights of their own, as AlexNet did on its two GPUs.
 
-The article printed                                         Recorded here
+The article's figures                                       Recorded here
 epoch 1, loss 2297.4663, testing accuracy 0.104             none yet
 epoch 2, loss 2299.2734, testing accuracy 0.124             none yet
 epoch 21, loss 2114.1978, testing accuracy 0.301            none yet

@@ -3,7 +3,7 @@
 Differs from alexnet2.py: every layer but the last is normalized before its ReLU, and local response
 normalization is gone. In evaluation, too, a batch is normalized with its own mean and variance.
 
-The article printed                                         Recorded here
+The article's figures                                       Recorded here
 epoch 1, loss 44.443394, testing accuracy 0.979             none yet
 epoch 2, loss 34.873466, testing accuracy 0.988             none yet
 epoch 49, loss 13.521537, testing accuracy 0.992            none yet

@@ -1,0 +1,32 @@
+"""Upscaling against cv2 and against values worked out by hand."""
+import cv2
+import numpy as np
+import pytest
+
+from common import images
+
+
+def test_one_image_against_cv2():
+    batch = np.random.RandomState(0).rand(3, 784).astype(np.float32)
+    scaled = images.image_shape_scale(batch)
+    assert scaled.shape == (3, 227, 227, 1) and scaled.dtype == np.float32
+    assert (scaled[1, :, :, 0] == cv2.resize(batch[1].reshape(28, 28), (227, 227))).all()
+
+
+def test_corner_against_values_worked_out_by_hand():
+    """Bilinear with pixel centres at half: output n lies at (n + 0.5) * 28 / 227 - 0.5 in the input."""
+    image = np.zeros((28, 28), np.float32)
+    image[0, 0], image[0, 1], image[1, 0], image[1, 1] = 1, 3, 5, 11
+    scaled = images.image_shape_scale(image.reshape(1, 784))[0, :, :, 0]
+    assert scaled[0, 0] == 1                                            # beyond the first centre: its value
+    at = 5.5 * 28 / 227 - 0.5                                           # 0.17841
+    assert scaled[0, 5] == pytest.approx(1 + 2 * at, abs=1e-5)          # along the upper edge
+    assert scaled[5, 0] == pytest.approx(1 + 4 * at, abs=1e-5)          # along the left edge
+    assert scaled[5, 5] == pytest.approx(1 + 2 * at + 4 * at + 4 * at * at, abs=1e-5)
+
+
+def test_missing_library_names_the_package(monkeypatch):
+    monkeypatch.setattr(images, 'cv2', None)
+    monkeypatch.setattr(images, 'cv2_error', ImportError('libGL.so.1: cannot open shared object file'), raising=False)
+    with pytest.raises(ImportError, match=r'libGL.so.1.*apt install libgl1.*opencv-python-headless'):
+        images.image_shape_scale(np.zeros((1, 784), np.float32))

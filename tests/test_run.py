@@ -1,0 +1,190 @@
+"""Whole scripts as subprocesses on real images: what they print, what they leave, how they fail."""
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from common import records
+
+FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+ITERATION = r'step {}, iteration {}, training accuracy (0|1)\.\d+'
+EPOCH = r'step {}, loss (nan|\d+\.\d+), testing accuracy (0|1)\.\d+'
+
+
+def last_line(stderr):
+    return stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('script', ['alexnet2', 'alexnet3', 'alexnet4', 'alexnet5', 'alexnet6'])
+def test_scripts_that_train(script, run, tmp_path):
+    status, stdout, stderr = run(script, *FEW)
+    assert status == 0, stderr
+    patterns = [line for i in range(2) for line in (ITERATION.format(i, 0), ITERATION.format(i, 1), EPOCH.format(i))]
+    lines = stdout.splitlines()
+    assert len(lines) == len(patterns)
+    assert all(re.fullmatch(*pair) for pair in zip(patterns, lines, strict=True)), stdout
+    assert f'{script}.py: 2 epochs of 2 iterations, 4 images each, then 10 test images' in stderr
+    assert 'loss manual, seed 1, on ' in stderr and 'to go' in stderr
+    assert last_line(stderr) == f'{script}.py: done; results/{script}.csv and .png'
+    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == [f'{script}.csv', f'{script}.png']
+    rows = (tmp_path / f'results/{script}.csv').read_text().splitlines()
+    printed = [(line.split()[3].rstrip(','), line.split()[-1]) for line in (lines[2], lines[5])]
+    assert rows == [','.join(str(np.float32(figure)) for figure in row) for row in printed], 'the same, to the last bit'
+    assert (tmp_path / f'results/{script}.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('script', ['alexnet1', 'alexnet7'])
+def test_scripts_that_diverge(script, run, tmp_path):
+    status, stdout, stderr = run(script, '--epochs', 1, '--train-images', 4, '--batch-size', 4)
+    assert status == 0, stderr
+    iteration, epoch = stdout.splitlines()
+    assert re.fullmatch(ITERATION.format(0, 0), iteration)
+    assert epoch == 'step 0, loss nan, testing accuracy 0.08500000089406967', "the article's line"
+    assert (tmp_path / f'results/{script}.csv').read_text() == 'nan,0.085\n', '85 of 1000 test images are zeros'
+    assert re.search(r'1000 test images; loss manual, seed \d+, on ', stderr), 'a seed is drawn, and told'
+
+
+def test_loss_methods_from_the_command_line(run, tmp_path):
+    few = ['--epochs', 1, '--train-images', 4, '--batch-size', 4, '--test-images', 10]
+    status, stdout, stderr = run('alexnet7', *few, '--loss', 'stable', '--name', 'stable')
+    assert status == 0 and 'loss stable, ' in stderr
+    assert float((tmp_path / 'results/stable.csv').read_text().split(',')[0]) > 20, 'finite, where manual is nan'
+    status, stdout, stderr = run('alexnet4', *few, '--loss', 'builtin')
+    assert status == 0 and 0 < float((tmp_path / 'results/alexnet4.csv').read_text().split(',')[0]) < 5, 'a mean'
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--learning-rate', 1], 'unrecognized arguments: --learning-rate 1'),
+    (['--epoch', 1], 'unrecognized arguments: --epoch 1'),
+    (['--epochs', 0], "--epochs: '0' is not a whole number from 1 to"),
+    (['--epochs', 'many'], "--epochs: 'many' is not a whole number"),
+    (['--train-images', 0], "--train-images: '0' is not a whole number from 1 to 60000"),
+    (['--train-images', 60001], "--train-images: '60001' is not a whole number from 1 to 60000"),
+    (['--test-images', 10001], "--test-images: '10001' is not a whole number from 1 to 10000"),
+    (['--batch-size', 0], "--batch-size: '0' is not"),
+    (['--train-images', 100], '--batch-size 200 is more than --train-images 100: give a smaller --batch-size'),
+    (['--seed', -1], "--seed: '-1' is not a whole number from 0 to"),
+    (['--loss', 'mean'], "--loss: invalid choice: 'mean'"),
+    (['--name', ''], "--name: '' is not a name"),
+    (['--name', 'a/b'], "--name: 'a/b' is not a name"),
+    (['--name', '../up'], "--name: '../up' is not a name"),
+    (['--name', 'reference'], "--name: 'reference' is taken by the recorded runs"),
+    (['--data-dir', 'file'], '--data-dir: file is not a folder'),
+    (['--results-dir', 'file/below'], '--results-dir: {}/file is not a folder'),
+    (['--show'], '--show: no window can be opened here'),
+])
+def test_bad_command_lines(options, message, run, tmp_path):
+    (tmp_path / 'file').touch()
+    status, stdout, stderr = run('alexnet4', *options, env={'MPLBACKEND': 'agg'})
+    assert status == 2 and stdout == ''
+    assert last_line(stderr).startswith('alexnet4.py: error: ')
+    assert message.format(tmp_path) in last_line(stderr)
+    assert 'Traceback' not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_data_that_cannot_be_had(run, tmp_path):
+    program = ("import sys; sys.argv = ['alexnet4.py', '--data-dir', 'empty', '--results-dir', 'results']; "
+               f"sys.path.insert(0, {str(ROOT)!r}); from common import mnist; mnist.MIRRORS = ['http://127.0.0.1:9/']; "
+               "import alexnet4; alexnet4.main()")
+    done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, env=os.environ | {'PATH': ''},
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'alexnet4.py: MNIST could not be had. Tried:\n  http://127.0.0.1:9/: ' in done.stderr
+    assert last_line(done.stderr).startswith('Get train-images-idx3-ubyte, ')
+    assert not (tmp_path / 'results').exists()
+
+
+def test_cv2_without_its_library(run, tmp_path):
+    (tmp_path / 'cv2.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    status, stdout, stderr = run('alexnet4', *FEW, env={'PYTHONPATH': str(tmp_path)})
+    assert status == 1 and 'Traceback' not in stderr
+    assert last_line(stderr).startswith('alexnet4.py: cv2 cannot be imported (libGL.so.1')
+    assert 'apt install libgl1' in last_line(stderr)
+
+
+def test_a_name_that_is_taken_is_left_alone(run, tmp_path):
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'results/alexnet4.csv').write_text('1.0,0.5\n')
+    (tmp_path / 'results/alexnet4-2.png').touch()
+    status, _, stderr = run('alexnet4', *FEW)
+    assert status == 0
+    assert 'results/alexnet4.* is there already: this run is alexnet4-3' in stderr
+    assert (tmp_path / 'results/alexnet4.csv').read_text() == '1.0,0.5\n'
+    assert len((tmp_path / 'results/alexnet4-3.csv').read_text().split()) == 2
+
+
+def test_names_claimed_at_once_differ(tmp_path):
+    names, barrier = [], threading.Barrier(20)
+
+    def claim():
+        barrier.wait()
+        names.append(records.claim(tmp_path, 'run'))
+    threads = [threading.Thread(target=claim) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(names) == sorted(['run', *(f'run-{k}' for k in range(2, 21))])
+
+
+def test_live_line_on_a_terminal(start, tmp_path):
+    terminal, stderr = pty.openpty()
+    process = start('alexnet4', *FEW, stderr=stderr)
+    os.close(stderr)
+    shown = b''
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:     # Linux ends a terminal so
+        pass
+    stdout, _ = process.communicate()
+    live = r'\r\x1b\[Kstep 0, iteration 1, training accuracy \d\.\d\d\d, \d+ s left\r\x1b\[K'
+    assert re.search(live, shown.decode())
+    assert '\x1b' not in stdout and len(stdout.splitlines()) == 6
+
+
+def test_ctrl_c_before_and_after_an_epoch(start, tmp_path):
+    for until, rows in (('iteration 1', None), ('testing accuracy', 1)):
+        process = start('alexnet4', '--epochs', 1000, *FEW[2:], '--name', 'run')
+        for line in process.stdout:
+            if until in line:
+                break
+        if rows:        # the row is written just after the line is printed
+            next(process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130 and 'Traceback' not in stderr
+        if rows is None:
+            assert last_line(stderr) == 'alexnet4.py: interrupted; nothing is kept'
+            assert list((tmp_path / 'results').iterdir()) == []
+    assert re.fullmatch(r'alexnet4.py: interrupted; results/run.csv holds \d epochs?', last_line(stderr))
+    assert len((tmp_path / 'results/run.csv').read_text().splitlines()) == int(last_line(stderr).split()[-2])
+
+
+def test_a_results_folder_that_cannot_be_written(run, tmp_path):
+    long_name = 'x' * 300
+    status, _, stderr = run('alexnet4', *FEW, '--name', long_name)
+    assert status == 1 and 'Traceback' not in stderr
+    assert re.match(r'alexnet4.py: \[Errno 36\] File name too long', last_line(stderr))
+
+
+def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
+    from matplotlib.figure import Figure
+    figure = Figure()
+    records._draw(figure, 'run', [3.0, np.nan, np.nan], [0.1, 0.5, 0.085])
+    upper, lower = figure.axes
+    accuracy, loss = upper.lines[0], lower.lines[0]
+    assert (accuracy.get_marker(), accuracy.get_color()) == ('+', 'b')
+    assert (loss.get_marker(), loss.get_color()) == ('*', 'r')
+    assert accuracy.get_xdata().tolist() == [1, 2, 3] and accuracy.get_ydata().tolist() == [0.1, 0.5, 0.085]
+    np.testing.assert_array_equal(loss.get_ydata(), [3, np.nan, np.nan])
+    assert lower.get_title() == 'loss is nan in 2 of 3 epochs'
+    assert upper.get_shared_x_axes().joined(upper, lower)
