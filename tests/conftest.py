@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def start(tmp_path, mnist_dir):
     def start(script, *options, results_dir=None, env=(), **popen):
         command = [sys.executable, ROOT / f'{script}.py', '--data-dir', mnist_dir,
                    '--results-dir', results_dir or tmp_path / 'results', *options]
-        popen = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': tmp_path} | popen
+        # A background job ignores Ctrl-C, and so would what the tests start from one.
+        popen = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), 'cwd': tmp_path,
+                 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | popen
         started.append(subprocess.Popen(list(map(str, command)), env=os.environ | dict(env), **popen))
         return started[-1]
 
