@@ -157,17 +157,17 @@ def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
     test images after each epoch, each by a run of its own."""
     with Run(__file__, training_epoch, batch_size) as run, tf.Graph().as_default():
-        tf.set_random_seed(run.seed)
+        tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)
         init = tf.global_variables_initializer()
 
         gpu_options = tf.GPUOptions(allow_growth=True)
         config = tf.ConfigProto(gpu_options=gpu_options, allow_soft_placement=True)
-        with tf.Session(config=config) as sess:
+        with run.session(config) as sess:
             sess.run(init)
             for i in run.epochs():
                 for iteration, batch_xs, batch_ys in run.batches(i):
-                    sess.run(g.train_step, feed_dict={g.X: batch_xs, g.y: batch_ys})
+                    run.step(g, feed_dict={g.X: batch_xs, g.y: batch_ys})
                     train_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
                     run.print("step {}, iteration {}, training accuracy {}".format(i, iteration, train_accuracy))
                     run.iteration_done(train_accuracy)

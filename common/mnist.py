@@ -67,22 +67,29 @@ class DataSet:
         A batch that crosses the end of an epoch takes the tail of the old order and the head of the
         new one, as in TensorFlow 1. Raises ValueError where batch_size is not in 1..num_examples.
         """
+        batch = self._next(batch_size)
+        return self.images[batch], self.labels[batch]
+
+    def skip(self, batches, batch_size):
+        """Pass over so many batches, as if next_batch had been called for each."""
+        for _ in range(batches):
+            self._next(batch_size)
+
+    def _next(self, batch_size):
         if not 1 <= batch_size <= self.num_examples:
             raise ValueError(f'batch_size must be in 1..{self.num_examples}, not {batch_size}')
         start = self._index_in_epoch
         if start == 0 and self.epochs_completed == 0:
             self._random.shuffle(self._order)
         end = start + batch_size
-        if end > self.num_examples:
-            tail = self._order[start:].copy()
-            self.epochs_completed += 1
-            self._random.shuffle(self._order)
-            end = batch_size - len(tail)
-            batch = np.concatenate([tail, self._order[:end]])
-        else:
-            batch = self._order[start:end]
-        self._index_in_epoch = end
-        return self.images[batch], self.labels[batch]
+        if end <= self.num_examples:
+            self._index_in_epoch = end
+            return self._order[start:end]
+        tail = self._order[start:].copy()
+        self.epochs_completed += 1
+        self._random.shuffle(self._order)
+        self._index_in_epoch = end - self.num_examples
+        return np.concatenate([tail, self._order[:self._index_in_epoch]])
 
 
 def read_data_sets(train_dir, one_hot=False, validation_size=5000, seed=None):

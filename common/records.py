@@ -1,53 +1,188 @@
-"""What a run leaves behind: its CSV and its plot, whole at any moment."""
-import os
-import tempfile
+"""What a run leaves behind, each file whole at any moment.
 
+NAME.csv    `loss,accuracy` on the test images, a line an epoch; locked as long as the run goes on
+NAME.json   the record: how the run was made, and what became of it
+NAME.log    what it printed
+NAME.png    accuracy and loss over the epochs
+"""
+import ast
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+ROOT = Path(__file__).resolve().parent.parent
 
-def claim(results_dir, stem):
-    """Create results_dir/NAME.csv, empty, for a NAME that no run has, and return NAME.
 
-    NAME is stem, or else the first free of stem-2, stem-3, ... The creation is atomic, so that
-    two runs started at once get two names. Raises OSError where results_dir cannot be written.
-    """
-    results_dir.mkdir(parents=True, exist_ok=True)
-    taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
-    number = 1
-    while True:
-        name = stem if number == 1 else f'{stem}-{number}'
-        if name not in taken:
+class Refused(Exception):
+    """A run that cannot be gone on with, and why."""
+
+
+class Files:
+    """The files of the run `name` in results_dir, and its lock. Use claim or reopen."""
+
+    def __init__(self, results_dir, name, mode):
+        self.name = name
+        self.csv, self.json, self.log, self.png = (results_dir / f'{name}.{kind}' for kind in
+                                                   ('csv', 'json', 'log', 'png'))
+        self._rows = self.csv.open(mode, buffering=0)
+        try:
+            fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)     # falls with the process, however it ends
+        except BlockingIOError:
+            raise Refused(f'{name} is still going') from None
+
+    @classmethod
+    def claim(cls, results_dir, stem):
+        """The files of a new run, called stem or the first free of stem-2, stem-3, ...
+
+        Its CSV is created atomically, so that two runs started at once get two names. Raises
+        OSError where results_dir cannot be written.
+        """
+        results_dir.mkdir(parents=True, exist_ok=True)
+        taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
+        number = 1
+        while True:
+            name = stem if number == 1 else f'{stem}-{number}'
+            if name not in taken:
+                with contextlib.suppress(FileExistsError):
+                    return cls(results_dir, name, 'x+b')
+            number += 1
+
+    @classmethod
+    def reopen(cls, results_dir, name):
+        """The files of a run that is there. Raises Refused where it is not, or is still going."""
+        try:
+            return cls(results_dir, name, 'r+b')
+        except FileNotFoundError:
+            raise Refused(f'there is no run {name} in {results_dir}') from None
+
+    def read_record(self):
+        """The record, a dict. Raises Refused where it is missing or damaged."""
+        return read_record(self.json)
+
+    def write_record(self, record):
+        """Replace the record, as a whole."""
+        with _replacing(self.json) as file:
+            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b'\n')
+
+    def append_row(self, loss, accuracy):
+        """Append one epoch's `loss,accuracy`, in the article's format, and sync it to the disk.
+
+        Raises OSError, with the CSV as it was before.
+        """
+        end = self._rows.seek(0, os.SEEK_END)
+        try:
+            row = f'{loss!s},{accuracy!s}\n'.encode()
+            if self._rows.write(row) != len(row):
+                raise OSError(f'No space left on device: {self.csv}')
+            os.fsync(self._rows.fileno())
+        except BaseException:
+            self._rows.truncate(end)
+            raise
+
+    def rows(self, count):
+        """The first count epochs as a list of (loss, accuracy) float32. Raises Refused where they are
+        not there or not numbers."""
+        lines = self.csv.read_bytes().splitlines(keepends=True)
+        if len(lines) < count:
+            raise Refused(f'{self.csv} is damaged: {len(lines)} lines, where {count} epochs are done')
+        rows = []
+        for number, line in enumerate(lines[:count], 1):
             try:
-                (results_dir / f'{name}.csv').open('x').close()
-                return name
-            except FileExistsError:
-                pass
-        number += 1
+                loss, accuracy = map(float, line.removesuffix(b'\n').split(b','))
+            except ValueError:
+                raise Refused(f'{self.csv} is damaged: line {number} is not `loss,accuracy`') from None
+            rows.append((np.float32(loss), np.float32(accuracy)))
+        return rows
 
+    def cut(self, count):
+        """Cut the CSV to its first count lines."""
+        lines = self.csv.read_bytes().splitlines(keepends=True)
+        self._rows.truncate(sum(map(len, lines[:count])))
 
-def append_row(path, loss, accuracy):
-    """Append one epoch's `loss,accuracy` to a CSV, in the article's format, and sync it to disk."""
-    with path.open('a') as fid:
-        fid.write(str(loss) + ',' + str(accuracy) + '\n')
-        fid.flush()
-        os.fsync(fid.fileno())
+    def append_log(self, line):
+        """Append a line to the log."""
+        with self.log.open('a') as file:
+            file.write(line + '\n')
 
-
-def plot(path, name, losses, accuracies):
-    """Draw test accuracy and test loss over epochs to a PNG, which is whole at any moment."""
-    figure = Figure(figsize=(7, 6))
-    _draw(figure, name, losses, accuracies)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
-    try:
-        with open(descriptor, 'wb') as file:
+    def plot(self, rows):
+        """Draw test accuracy and test loss over epochs. rows: [(loss, accuracy)]."""
+        figure = Figure(figsize=(7, 6))
+        draw(figure, self.name, rows)
+        with _replacing(self.png) as file:
             figure.savefig(file, format='png', dpi=120)
-        os.chmod(temporary, 0o644)
+
+    def remove(self):
+        """Remove all of it."""
+        for path in (self.json, self.log, self.png, self.csv):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """A file to write; it takes path's place once it is whole. Only the run that holds the lock writes."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    try:
+        with temporary.open('wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def read_record(path):
+    """The record at path, a dict. Raises Refused where it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or not {'script', 'source', 'options', 'status', 'epochs'} <= record.keys():
+            raise ValueError('not the record of a run')
+        return record
+    except (OSError, ValueError) as error:
+        raise Refused(f'the record {path} is missing or damaged ({error})') from None
+
+
+def code_lines(source):
+    """The lines of a Python source, without its docstrings."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            for number in range(node.body[0].lineno - 1, node.body[0].end_lineno):
+                lines[number] = None
+    return [line for line in lines if line is not None]
+
+
+def environment(tf):
+    """What a run is made with, besides its script: versions, sha256 of common/, and hardware."""
+    import cv2
+    return {
+        'common': {path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                   for path in sorted((ROOT / 'common').glob('*.py'))},
+        'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__,
+                     'opencv': cv2.__version__, 'matplotlib': matplotlib.__version__},
+        'hardware': _hardware(tf),
+    }
+
+
+def _hardware(tf):
+    gpus = tf.config.list_physical_devices('GPU')
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'a GPU')
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        name = next(line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+                    if line.startswith('model name'))
+    return f'{name}, {os.cpu_count()} CPUs'
 
 
 def can_show():
@@ -61,23 +196,24 @@ def can_show():
     return canvas.required_interactive_framework is not None
 
 
-def show(name, losses, accuracies):
+def show(name, rows):
     """Open the plot in a window and wait until it is closed, as the article's code ends."""
     import matplotlib.pyplot as plt
-    _draw(plt.figure(figsize=(7, 6)), name, losses, accuracies)
+    draw(plt.figure(figsize=(7, 6)), name, rows)
     plt.show()
 
 
-def _draw(figure, name, losses, accuracies):
+def draw(figure, name, rows):
     """Accuracy as `b+` and loss as `r*`, the article's marks, on panels that share the epochs."""
-    epochs = range(1, len(losses) + 1)
+    losses, accuracies = zip(*rows, strict=True)
+    epochs = range(1, len(rows) + 1)
     figure.set_layout_engine('constrained')
     upper, lower = figure.subplots(2, sharex=True)
     upper.plot(epochs, accuracies, 'b+')
     upper.set(title=name, ylabel='test accuracy', ylim=(-0.02, 1.02))
     lower.plot(epochs, losses, 'r*')
-    lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(losses) + 0.5))
+    lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     nans = np.isnan(losses).sum()
     if nans:    # NaN is not drawn, and an empty panel would not say why
-        lower.set_title(f'loss is nan in {nans} of {len(losses)} epochs', fontsize='medium', color='r')
+        lower.set_title(f'loss is nan in {nans} of {len(rows)} epochs', fontsize='medium', color='r')

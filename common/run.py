@@ -1,147 +1,471 @@
-"""One run of an experiment: its options, its data, its files, and what it tells the user.
+"""One run of an experiment: its options, its data, its record, and how it ends.
 
 A script uses it like this:
 
     with Run(__file__, training_epoch, batch_size) as run:
-        ...                                             # graph and session, seeded with run.seed
-        for i in run.epochs():
-            for iteration, batch_xs, batch_ys in run.batches(i):
+        ...                                             # the graph, seeded with run.graph_seed
+        with run.session(config) as sess:
+            ...                                         # initialized
+            for i in run.epochs():                      # a resumed run's start where it stopped
+                for iteration, batch_xs, batch_ys in run.batches(i):
+                    run.step(g, feed_dict)              # a training step that is watched for nan
+                    ...
+                    run.print(line)
+                    run.iteration_done(training_accuracy)
+                batch_xs, batch_ys = run.test_batch()
                 ...
-                run.print(line)
-                run.iteration_done(training_accuracy)
-            batch_xs, batch_ys = run.test_batch()
-            ...
-            run.epoch_done(loss, accuracy)
+                run.epoch_done(loss, accuracy)
 """
 import argparse
 import ast
+import contextlib
+import itertools
+import os
 import re
 import secrets
+import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import mnist, records
 from common.images import image_shape_scale
+from common.records import ROOT, Refused
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 WARM_UP = 3     # iterations before the time left is worth telling
+
+
+class Interrupted(Exception):
+    """The user asked the run to end. Its argument is the signal's number."""
+
+
+class Diverged(Exception):
+    """The training loss is not finite, and --stop-on-nan was given."""
 
 
 class Run:
     """One run of the script at path `script`, as the command line asks for.
 
-    Ends the process with one line on stderr: status 2 for a bad command line, 1 where the data or
-    a folder cannot be had. As a context manager it does the same for what goes wrong inside: 1 for
-    a full disk or too little memory, 130 for Ctrl-C.
+    Ends the process with one line on stderr: status 2 for a bad command line, 1 where the data, a
+    folder or the run to resume cannot be had. As a context manager it does the same for what goes
+    wrong inside: 1 for a full disk or too little memory, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Attributes: seed, an int for variables, dropout and data order; loss_method, 'manual', 'builtin'
-    or 'stable'; name, the run's name in its results folder.
+    Attributes: loss_method, 'manual', 'builtin' or 'stable'; graph_seed, an int for variables and
+    dropout; name, the run's name in its results folder; record, a dict, what NAME.json holds.
     """
 
     def __init__(self, script, training_epoch, batch_size):
         script = Path(script)
         self.program = script.name
-        options = _options(script, training_epoch, batch_size)
-        self.epoch_count = options.epochs
-        self.batch_size = options.batch_size
-        self.loss_method = options.loss
-        self.seed = secrets.randbelow(2**31) if options.seed is None else options.seed
-        self._show = options.show
+        defaults = {'epochs': training_epoch, 'train_images': TRAIN_IMAGES, 'test_images': 1000,
+                    'batch_size': batch_size, 'seed': None, 'loss': 'manual'}
+        parser = _parser(script, defaults)
+        given = parser.parse_args()
+        self._given = given
+        self._live = LiveLine()
+        self._signals = Signals(self)
         try:
-            mnist_data_set = mnist.read_data_sets(options.data_dir, one_hot=True, validation_size=0)
-            train, test = mnist_data_set.train, mnist_data_set.test
-            self._train = mnist.DataSet(
-                train.images[:options.train_images], train.labels[:options.train_images], self.seed)
-            self._test_images = image_shape_scale(test.images[:options.test_images])
-            self._test_labels = test.labels[:options.test_images]
-            self.name = records.claim(options.results_dir, options.name)
+            if given.resume is None:
+                self._begin(parser, script, defaults)
+            else:
+                self._reopen(parser, script)
         except KeyboardInterrupt:
             sys.exit(130)
-        except (mnist.Unavailable, ImportError, OSError) as error:
+        except (mnist.Unavailable, Refused, ImportError, OSError) as error:
             sys.exit(f'{self.program}: {error}')
-        self._results_dir = options.results_dir
-        self._losses, self._accuracies = [], []
-        self._total_batch = self._train.num_examples // self.batch_size
+        self._total_batch = self._train.num_examples // self._options['batch_size']
         self._iterations_done = 0
         self._training_accuracy = None
-        self._live = LiveLine()
-        if self.name != options.name:
-            self._live.say(f'{_shown(self._results_dir / options.name)}.* is there already: '
-                           f'this run is {self.name}')
-        self._live.say(
-            f'{self.program}: {_count(self.epoch_count, "epoch")} of {_count(self._total_batch, "iteration")}, '
-            f'{self.batch_size} images each, then {_count(len(self._test_images), "test image")}; '
-            f'loss {self.loss_method}, seed {self.seed}, {_device()}. Results: {_shown(self._csv)}')
+
+    def _begin(self, parser, script, defaults):
+        """A new run: take its options, its data and a name that is free."""
+        options = defaults | {name: getattr(self._given, name) for name in defaults if hasattr(self._given, name)}
+        _check(parser, options, self._given)
+        if options['seed'] is None:
+            options['seed'] = secrets.randbelow(2**31)
+        self._load(options)
+        self._files = records.Files.claim(self._given.results_dir, self._given.name)
+        self.first_epoch, self._rows, self._checkpoint = 0, [], None
+        self.record = {
+            'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': _argv(),
+            'seed': options['seed'], 'options': options, 'precision': 'float32', **records.environment(tf),
+            'start': _now(), 'end': None, 'status': 'running', 'divergence': None, 'epochs': [], 'resumed': [],
+        }
+        self._files.write_record(self.record)
+
+    def _reopen(self, parser, script):
+        """A run to go on with: refuse it, or take its options, and find its checkpoint."""
+        given = self._given
+        name = self._newest_unfinished(script) if given.resume is True else given.resume
+        self._files = records.Files.reopen(given.results_dir, name)
+        self.record = self._files.read_record()
+        options = self.record['options']
+        if self.record['script'] != script.name:
+            raise Refused(f'{name} is a run of {self.record["script"]}')
+        for option, recorded in options.items():
+            new = getattr(given, option, recorded)
+            if new != recorded and not (option == 'epochs' and new > recorded):
+                parser.error(f'--{option.replace("_", "-")} {new} contradicts {name}, which has {recorded}: '
+                             'leave it out')
+            options[option] = new
+        _check(parser, options, given)
+        if records.code_lines(self.record['source']) != records.code_lines(script.read_text(encoding='utf-8')):
+            raise Refused(f'{script.name} is not what it was when {name} began: see "source" in {self._files.json}')
+        if self.record['divergence'] and self.record['divergence']['stopped']:
+            raise Refused(f'{name} ended at a training loss that is not finite: there is nothing to go on with')
+        done = len(self.record['epochs'])
+        if done == options['epochs'] and self.record['status'] == 'complete':
+            raise Refused(f'{name} is complete; a larger --epochs than {done} extends it')
+        # The checkpoint is the last file to be written in an epoch, so that a kill may leave the first one out.
+        self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
+        self.first_epoch = int(self._checkpoint.rpartition('-')[2]) if self._checkpoint else 0
+        if self._checkpoint is None and done > 1:
+            raise Refused(f'the checkpoint of {name} is missing from {self._folder}')
+        if self.first_epoch > done:
+            raise Refused(f'the checkpoint in {self._folder} is of epoch {self.first_epoch}, '
+                          f'but {self._files.json} holds {done}')
+        self._rows = self._files.rows(self.first_epoch)
+        self._load(options)
+        self._train.skip(self.first_epoch * (self._train.num_examples // options['batch_size']), options['batch_size'])
+
+    def _newest_unfinished(self, script):
+        found = []
+        for path in self._given.results_dir.glob('*.json'):
+            with contextlib.suppress(Refused):
+                record = records.read_record(path)
+                if record['script'] == script.name and record['status'] != 'complete':
+                    found.append((record['start'], path.stem))
+        if not found:
+            raise Refused(f'there is no unfinished run of {script.name} in {self._given.results_dir}')
+        return max(found)[1]
+
+    def _load(self, options):
+        mnist_data_set = mnist.read_data_sets(self._given.data_dir, one_hot=True, validation_size=0)
+        train, test = mnist_data_set.train, mnist_data_set.test
+        self._options = options
+        self._train = mnist.DataSet(train.images[:options['train_images']], train.labels[:options['train_images']],
+                                    options['seed'])
+        self._test_images = image_shape_scale(test.images[:options['test_images']])
+        self._test_labels = test.labels[:options['test_images']]
 
     @property
-    def _csv(self):
-        return self._results_dir / f'{self.name}.csv'
+    def name(self):
+        """The run's name in its results folder."""
+        return self._files.name
+
+    @property
+    def loss_method(self):
+        """'manual', 'builtin' or 'stable'."""
+        return self._options['loss']
+
+    @property
+    def graph_seed(self):
+        """The seed for variables and dropout. A resumed run has another: the same one would draw the
+        masks of its first epochs again."""
+        if self.first_epoch == 0:
+            return self._options['seed']
+        return int(np.random.SeedSequence([self._options['seed'], self.first_epoch]).generate_state(1)[0])
+
+    @property
+    def _folder(self):
+        return (self._given.checkpoint_dir or self._given.results_dir / '.checkpoints') / self.name
 
     def __enter__(self):
+        self._signals.start()
         return self
 
     def __exit__(self, kind, error, traceback):
+        self._signals.stop()
         self._live.clear()
-        if not self._losses:
-            self._csv.unlink(missing_ok=True)       # no finished epoch, no result
-        kept = f'{_shown(self._csv)} holds {_count(len(self._losses), "epoch")}' if self._losses else 'nothing is kept'
-        if isinstance(error, KeyboardInterrupt):
-            print(f'{self.program}: interrupted; {kept}', file=sys.stderr)
-            raise SystemExit(130) from None
+        kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
+        if error is None or isinstance(error, Diverged):
+            self._end('complete')
+            self.say(f'{self.program}: done; {_shown(self._files.csv)}, .json, .log and .png')
+            if self._given.show and self._rows:
+                records.show(self.name, self._rows)
+            return True
+        if isinstance(error, Refused):          # nothing was touched
+            raise SystemExit(f'{self.program}: {error}') from None
+        if isinstance(error, Interrupted):
+            self._end('interrupted')
+            self._exit(128 + error.args[0], f'interrupted; {kept}. Go on with: {self._resume_command()}')
+        with contextlib.suppress(OSError):      # on a full disk, even that is too much
+            if self._rows or self.record['divergence']:
+                self._end('failed', f'{kind.__name__}: {error}')
+            else:
+                self._files.remove()
+                kept = 'nothing is kept'
         if isinstance(error, tf.errors.ResourceExhaustedError):
-            raise SystemExit(f'{self.program}: out of memory; {kept}. A smaller --batch-size or --test-images '
-                             'needs less') from None
+            self._exit(1, f'out of memory; {kept}. A smaller --batch-size or --test-images needs less')
         if isinstance(error, OSError):
-            raise SystemExit(f'{self.program}: {error}; {kept}') from None
+            remedy = f'. Mend that, then go on with: {self._resume_command()}' if self._rows else ''
+            self._exit(1, f'{error}; {kept}{remedy}')
+
+    def _end(self, status, error=None):
+        self.record |= {'status': status, 'end': _now()} | ({'error': error} if error else {})
+        self._files.write_record(self.record)
+
+    def _exit(self, status, message):
+        with contextlib.suppress(OSError):
+            self._files.append_log(f'{self.program}: {message}')
+        print(f'{self.program}: {message}', file=sys.stderr)
+        raise SystemExit(status) from None
+
+    def _resume_command(self):
+        folders = [word for option in ('data_dir', 'results_dir', 'checkpoint_dir')
+                   if getattr(self._given, option) not in (None, ROOT / 'MNIST_data', ROOT / 'results')
+                   for word in (f'--{option.replace("_", "-")}', str(getattr(self._given, option)))]
+        return shlex.join(['python', sys.argv[0], '--resume', self.name, *folders])
+
+    @contextlib.contextmanager
+    def session(self, config):
+        """A tf.Session on the default graph, whose variables the run saves after each epoch."""
+        self._saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True)      # old ones: see _save
+        self._weights = tf.trainable_variables()
+        with tf.Session(config=config) as self._sess, contextlib.ExitStack() as stack:
+            self._writer = None
+            if self._given.tensorboard:
+                folder = self._given.results_dir / '.tensorboard' / self.name
+                self._writer = stack.enter_context(contextlib.closing(tf.summary.FileWriter(str(folder))))
+            yield self._sess
 
     def epochs(self):
-        """Yield the steps i: 0-based, as the article counts epochs. Close with the plot's window."""
-        self._start = time.monotonic()
-        yield from range(self.epoch_count)
-        self._live.say(f'{self.program}: done; {_shown(self._csv)} and .png')
-        if self._show:
-            records.show(self.name, self._losses, self._accuracies)
+        """Yield the steps i: 0-based, as the article counts epochs; a resumed run's from its checkpoint on."""
+        self._start_or_restore()
+        self._clock = time.monotonic()
+        for i in range(self.first_epoch, self._options['epochs']):
+            self._signals.check()
+            self._epoch = {'largest_logit_gap': None}
+            self._epoch_start = time.monotonic()
+            yield i
+
+    def _start_or_restore(self):
+        options = self._options
+        if self._given.resume is None:
+            if self.name != self._given.name:
+                self.say(f'{_shown(self._given.results_dir / self._given.name)}.* is there already: '
+                         f'this run is {self.name}')
+            begins = f'{_count(options["epochs"], "epoch")}'
+        else:
+            if self._checkpoint:
+                try:
+                    self._saver.restore(self._sess, self._checkpoint)
+                except (tf.errors.OpError, ValueError) as error:
+                    raise Refused(f'the checkpoint {self._checkpoint} is damaged: {_reason(error)}') from None
+            self._files.cut(self.first_epoch)
+            record = self.record
+            del record['epochs'][self.first_epoch:]
+            if record['divergence'] and record['divergence']['epoch'] > self.first_epoch:
+                record['divergence'] = None
+            record.pop('error', None)
+            record['resumed'].append({'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': _argv(),
+                                      **records.environment(tf)})
+            record |= {'status': 'running', 'end': None}
+            self._files.write_record(record)
+            begins = f'{self.name} goes on with epoch {self.first_epoch + 1} of {options["epochs"]}, each'
+        if self._writer:    # what an earlier start wrote from here on is void
+            start = tf.SessionLog(status=tf.SessionLog.START)
+            self._writer.add_session_log(start, self.first_epoch * self._total_batch)
+        self.say(
+            f'{self.program}: {begins} of {_count(self._total_batch, "iteration")}, '
+            f'{options["batch_size"]} images each, then {_count(len(self._test_images), "test image")}; '
+            f'loss {self.loss_method}, seed {options["seed"]}, {_device()}. Results: {_shown(self._files.csv)}')
 
     def batches(self, i):
         """Yield (iteration, batch_xs, batch_ys) for step i: [batch_size, 227, 227, 1] float32 images
         in 0..1 and [batch_size, 10] float64 one-hot labels."""
         for iteration in range(self._total_batch):
-            batch_xs, batch_ys = self._train.next_batch(self.batch_size)
-            self._position = f'step {i}, iteration {iteration}'
+            batch_xs, batch_ys = self._train.next_batch(self._options['batch_size'])
+            self._position = i, iteration
             yield iteration, image_shape_scale(batch_xs), batch_ys
+            self._signals.check()
+
+    def step(self, g, feed_dict):
+        """Run g.train_step, and watch the loss and logits of that very run.
+
+        g: what build_graph returns. Raises Diverged at a loss that is not finite with --stop-on-nan.
+        """
+        watched = [g.loss, g.output, g.y_output, _learning_rate(g)]
+        _, loss, output, y_output, rate = self._sess.run([g.train_step, *watched], feed_dict=feed_dict)
+        gap = float(np.ptp(output, axis=1).max())
+        if np.isfinite(gap):
+            self._epoch['largest_logit_gap'] = max(gap, self._epoch['largest_logit_gap'] or 0)
+        self._scalars(**{'training/loss': loss, 'training/logit_gap': gap, 'training/learning_rate': rate})
+        if not np.isfinite(loss) and self.record['divergence'] is None:
+            i, iteration = self._position
+            self.record['divergence'] = {
+                'epoch': i + 1, 'iteration': iteration, 'loss': str(loss),
+                **explain(self.loss_method, output, y_output, feed_dict[g.y]),
+                'training_accuracy_before': self._training_accuracy, 'stopped': self._given.stop_on_nan}
+            self._files.write_record(self.record)
+            self.say(f'{self.program}: {describe(self.record["divergence"])}')
+            if self._given.stop_on_nan:
+                raise Diverged
 
     def test_batch(self):
         """The test images, [test_images, 227, 227, 1] float32, and labels, [test_images, 10] float64."""
         return self._test_images, self._test_labels
 
     def print(self, line):
-        """Print a line of the article's to stdout, at once."""
+        """Print a line of the article's to stdout, at once, and to the log."""
         self._live.clear()
         print(line, flush=True)
+        self._files.append_log(line)
+
+    def say(self, line):
+        """Print a line of ours to stderr, for stdout is the article's, and to the log."""
+        self._live.clear()
+        print(line, file=sys.stderr, flush=True)
+        self._files.append_log(line)
 
     def iteration_done(self, training_accuracy):
         """Take note of an iteration's end: show, on a terminal, where the run is and what is left."""
+        self._training_accuracy = float(training_accuracy)
+        self._scalars(**{'training/accuracy': training_accuracy})
         self._iterations_done += 1
         if self._iterations_done == 1:
-            self._start = time.monotonic()          # the first iteration is slower than the rest
+            self._clock = time.monotonic()          # the first iteration is slower than the rest
             return
-        left = self.epoch_count * self._total_batch - self._iterations_done
-        seconds = (time.monotonic() - self._start) / (self._iterations_done - 1) * left
+        left = (self._options['epochs'] - self.first_epoch) * self._total_batch - self._iterations_done
+        seconds = (time.monotonic() - self._clock) / (self._iterations_done - 1) * left
         if self._iterations_done == WARM_UP and left:
-            self._live.say(f'{self.program}: about {_duration(seconds)} to go')
-        self._live.show(f'{self._position}, training accuracy {training_accuracy:.3f}, {_duration(seconds)} left')
+            self.say(f'{self.program}: about {_duration(seconds)} to go')
+        i, iteration = self._position
+        self._live.show(f'step {i}, iteration {iteration}, training accuracy {training_accuracy:.3f}, '
+                        f'{_duration(seconds)} left')
 
     def epoch_done(self, loss_val, test_accuracy):
-        """Record an epoch: a row of the CSV, on the disk before anything else happens, and the plot."""
-        records.append_row(self._csv, loss_val, test_accuracy)
-        self._losses.append(loss_val)
-        self._accuracies.append(test_accuracy)
-        records.plot(self._csv.with_name(f'{self.name}.png'), self.name, self._losses, self._accuracies)
+        """Record an epoch: the row of the CSV first, then the record, then the checkpoint."""
+        i, _ = self._position
+        if not np.isfinite(loss_val) and self.record['divergence'] is None:
+            self.say(f'{self.program}: the test loss of epoch {i + 1} is {loss_val}, but no training loss was: '
+                     'no weight is affected')
+            self._epoch['test_loss_alone_not_finite'] = True
+        largest = max(float(np.abs(weights).max()) for weights in self._sess.run(self._weights))
+        self._epoch['largest_weight'] = largest if np.isfinite(largest) else None
+        self._scalars(**{'test/loss': loss_val, 'test/accuracy': test_accuracy})
+        self._epoch['seconds'] = round(time.monotonic() - self._epoch_start, 2)
+        self._files.append_row(loss_val, test_accuracy)
+        self._rows.append((loss_val, test_accuracy))
+        self.record['epochs'].append(self._epoch)
+        self._files.write_record(self.record)
+        self._save(i + 1)
+        self._files.plot(self._rows)
+
+    def _save(self, epoch):
+        """Write the epoch's checkpoint; then, and only then, remove the one before."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False)
+        except tf.errors.OpError as error:
+            raise OSError(f'the checkpoint of epoch {epoch} cannot be written: {_reason(error)}') from None
+        finally:
+            latest = Path(tf.train.latest_checkpoint(str(self._folder)) or '-').name
+            for path in self._folder.iterdir():
+                if path.name != 'checkpoint' and path.stem != latest:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _scalars(self, **values):
+        if self._writer:
+            i, iteration = self._position
+            self._writer.add_summary(
+                tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]),
+                i * self._total_batch + iteration)
+
+
+def explain(loss_method, output, y_output, y):
+    """Why a training loss is not finite, from the step that gave it.
+
+    output: its logits, [batch, 10] float32; y_output: their softmax; y: the one-hot labels. Returns a
+    dict whose 'cause' is 'loss formula', where all logits are finite and the article's formula met a
+    probability that underflowed to 0, or else 'overflow'.
+    """
+    zero = y_output == 0
+    if np.isfinite(output).all() and zero.any() and loss_method == 'manual':
+        affected = zero.any(axis=1)
+        right = output.argmax(axis=1) == y.argmax(axis=1)
+        return {'cause': 'loss formula', 'images': len(output),
+                'largest_logit_gap': float(np.ptp(output, axis=1).max()), 'zero_probabilities': int(zero.sum()),
+                'images_with_zeros': int(affected.sum()), 'of_these_right': int((affected & right).sum())}
+    return {'cause': 'overflow', 'images': len(output),
+            'images_with_non_finite_logits': int((~np.isfinite(output)).any(axis=1).sum())}
+
+
+def describe(divergence):
+    """What explain found, in one line."""
+    d = divergence
+    before = d['training_accuracy_before']
+    if d['cause'] == 'loss formula':
+        cause = (f'the loss formula. All logits are finite, but the largest gap between two of an image is '
+                 f'{d["largest_logit_gap"]:.1f}, so that {d["zero_probabilities"]} softmax probabilities of '
+                 f'{d["images_with_zeros"]} of {d["images"]} images underflowed to 0, and 0 * log(0) is nan. '
+                 f'{d["of_these_right"]} of those images were classified right; --loss stable would have gone on')
+    else:
+        cause = f'overflow. The logits of {d["images_with_non_finite_logits"]} of {d["images"]} images are not finite'
+    return (f'the training loss is {d["loss"]} at epoch {d["epoch"]}, iteration {d["iteration"]}. Cause: {cause}. '
+            f'Training accuracy before: {"not measured yet" if before is None else f"{before:.3f}"}')
+
+
+def _reason(error):
+    """The line of a TensorFlow error that tells: it stands above the one that names the node."""
+    lines = str(error).splitlines()
+    return next((line for line, after in itertools.pairwise(lines) if '[[{{node' in after), lines[0])
+
+
+def _learning_rate(g):
+    """The tensor of the rate that the optimizer applies, placeholder or constant."""
+    update = next(op for op in g.loss.graph.get_operations() if op.type == 'ResourceApplyGradientDescent')
+    return update.inputs[1]
+
+
+class Signals:
+    """Ctrl-C and SIGTERM: the first asks the run to end, a second ends the process at once.
+
+    Python runs its signal handlers between two bytecodes, and a training step is one that takes
+    seconds. So a thread reads the signals' numbers from the wake-up file, to which they come at once.
+    """
+
+    def __init__(self, run):
+        self._run = run
+        self._received = None
+
+    def start(self):
+        """Take the signals over."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+                        if signal.getsignal(number) != signal.SIG_IGN}     # as it is under nohup or in the background
+        signal.set_wakeup_fd(write)
+        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+
+    def stop(self):
+        """Give them back."""
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self):
+        """Raise Interrupted if one has come."""
+        if self._received:
+            raise Interrupted(self._received)
+
+    def _watch(self, read):
+        while True:
+            number = os.read(read, 1)[0]
+            if number in self._before:
+                if self._received:
+                    os._exit(128 + number)      # every file is whole at any moment
+                self._received = number
+                with contextlib.suppress(OSError):
+                    self._run.say(f'{self._run.program}: ending after this iteration; once more ends it at once')
 
 
 class LiveLine:
@@ -160,40 +484,50 @@ class LiveLine:
         """Blank the line, so that something else can be printed."""
         self.show('')
 
-    def say(self, line):
-        """Print a line that stays, to stderr: stdout is the article's."""
-        self.clear()
-        print(line, file=sys.stderr, flush=True)
 
-
-def _options(script, training_epoch, batch_size):
-    """Parse the command line. Exits with status 2 and creates nothing where it is bad."""
+def _parser(script, defaults):
+    """The command line's parser. An option that a record keeps has no default here, so that --resume
+    can tell what was given."""
     description, _, _ = (ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or '').partition('\n')
-    parser = argparse.ArgumentParser(
-        prog=script.name, description=description, allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(prog=script.name, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add('--epochs', type=_between(1, 1_000_000), default=training_epoch, metavar='N', help='epochs')
-    add('--train-images', type=_between(1, TRAIN_IMAGES), default=TRAIN_IMAGES, metavar='N',
-        help='train on the first N images')
-    add('--test-images', type=_between(1, TEST_IMAGES), default=1000, metavar='N', help='test on the first N images')
-    add('--batch-size', type=_between(1, TRAIN_IMAGES), default=batch_size, metavar='N', help='images in a batch')
-    add('--seed', type=_between(0, 2**32 - 1), metavar='S',
-        help='for variables, dropout and data order; drawn at random and printed if not given')
-    add('--loss', choices=['manual', 'builtin', 'stable'], default='manual',
-        help="manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: its "
-             'method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its underflow')
-    add('--name', type=_name, default=script.stem, help="the run's name; NAME-2, -3, ... where it is taken")
-    add('--data-dir', type=_folder, default=ROOT / 'MNIST_data', metavar='DIR', help="folder of MNIST's four files")
-    add('--results-dir', type=_folder, default=ROOT / 'results', metavar='DIR', help='folder of the CSV and plot')
+
+    def add_recorded(option, help, **keywords):
+        default = defaults[option.strip('-').replace('-', '_')]
+        add(option, default=argparse.SUPPRESS, help=f'{help} (default: {default or "drawn at random"})', **keywords)
+    add_recorded('--epochs', 'epochs', type=_between(1, 1_000_000), metavar='N')
+    add_recorded('--train-images', 'train on the first N images', type=_between(1, TRAIN_IMAGES), metavar='N')
+    add_recorded('--test-images', 'test on the first N images', type=_between(1, TEST_IMAGES), metavar='N')
+    add_recorded('--batch-size', 'images in a batch', type=_between(1, TRAIN_IMAGES), metavar='N')
+    add_recorded('--seed', 'for variables, dropout and data order', type=_between(0, 2**32 - 1), metavar='S')
+    add_recorded('--loss', "manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: "
+                 'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its '
+                 'underflow', choices=['manual', 'builtin', 'stable'])
+    add('--name', type=_name, default=script.stem, help=f"the run's name; NAME-2, -3, ... where it is taken "
+        f'(default: {script.stem})')
+    add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
+        help="go on with that run, or with this script's newest unfinished one")
+    add('--stop-on-nan', action='store_true', help='end at the first training loss that is not finite')
+    add('--tensorboard', action='store_true', help='write scalars for TensorBoard, too')
     add('--show', action='store_true', help='open the plot in a window at the end')
-    options = parser.parse_args()
-    if options.batch_size > options.train_images:
-        parser.error(f'--batch-size {options.batch_size} is more than --train-images {options.train_images}: '
+    add('--data-dir', type=_folder, default=ROOT / 'MNIST_data', metavar='DIR',
+        help="folder of MNIST's four files (default: MNIST_data)")
+    add('--results-dir', type=_folder, default=ROOT / 'results', metavar='DIR',
+        help="folder of a run's files (default: results)")
+    add('--checkpoint-dir', type=_folder, metavar='DIR', help='folder of checkpoints (default: .checkpoints in the '
+        'results folder)')
+    return parser
+
+
+def _check(parser, options, given):
+    """Refuse options that do not go together."""
+    if options['batch_size'] > options['train_images']:
+        parser.error(f'--batch-size {options["batch_size"]} is more than --train-images {options["train_images"]}: '
                      'give a smaller --batch-size')
-    if options.show and not records.can_show():
+    if given.resume is not None and given.name != parser.get_default('name'):
+        parser.error('--name is for a new run: --resume takes a name itself')
+    if given.show and not records.can_show():
         parser.error('--show: no window can be opened here; the plot is saved beside the CSV in any case')
-    return options
 
 
 def _between(low, high):
@@ -228,6 +562,15 @@ def _shown(path):
         return path.relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+def _argv():
+    """The command line's arguments, of absolute paths the last part alone."""
+    return [re.sub(r'^(--[\w-]+=)?/.*/(?=[^/])', r'\1', argument) for argument in sys.argv[1:]]
+
+
+def _now():
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
 def _device():

@@ -11,6 +11,12 @@ sys.path.insert(0, str(ROOT))
 
 from common import mnist  # noqa: E402
 
+PRELUDE = '''
+import runpy, sys
+del sys.argv[0]
+{prelude}
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
 SCRIPTS = [f'alexnet{n}' for n in range(1, 8)]
 
 
@@ -23,16 +29,21 @@ def mnist_dir():
 
 @pytest.fixture
 def start(tmp_path, mnist_dir):
-    """Start a script as a user would, with its results in tmp_path/results. Keywords go to Popen."""
+    """Start a script, by name or path, as a user would, with its results in tmp_path/results.
+
+    Keywords go to Popen; `prelude` is a program to run first in the same process.
+    """
     started = []
 
-    def start(script, *options, results_dir=None, env=(), **popen):
-        command = [sys.executable, ROOT / f'{script}.py', '--data-dir', mnist_dir,
-                   '--results-dir', results_dir or tmp_path / 'results', *options]
+    def start(script, *options, env=(), prelude=None, **popen):
+        path = ROOT / f'{script}.py' if isinstance(script, str) else script
+        program = [path] if prelude is None else ['-c', PRELUDE.format(prelude=prelude), path]
+        command = [sys.executable, *program, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
+        env = {'PYTHONPATH': str(ROOT)} | dict(env)
         # A background job ignores Ctrl-C, and so would what the tests start from one.
         popen = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), 'cwd': tmp_path,
                  'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | popen
-        started.append(subprocess.Popen(list(map(str, command)), env=os.environ | dict(env), **popen))
+        started.append(subprocess.Popen(list(map(str, command)), env=os.environ | env, **popen))
         return started[-1]
 
     yield start

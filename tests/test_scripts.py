@@ -8,18 +8,10 @@ import difflib
 import pytest
 from conftest import ROOT, SCRIPTS
 
+from common.records import code_lines
+
 DERIVED_FROM = {'alexnet2': 'alexnet1', 'alexnet3': 'alexnet2', 'alexnet4': 'alexnet1',
                 'alexnet5': 'alexnet2', 'alexnet6': 'alexnet2', 'alexnet7': 'alexnet6'}
-
-
-def code_lines(source):
-    """The lines of a source without its docstrings."""
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            for number in range(node.body[0].lineno - 1, node.body[0].end_lineno):
-                lines[number] = None
-    return [line for line in lines if line is not None]
 
 
 def difference(parent, child):

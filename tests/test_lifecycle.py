@@ -1,0 +1,563 @@
+"""A run's life: killed, interrupted, resumed, refused, out of disk. Narrowed copies of real scripts, real loop."""
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from common import records
+
+SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2."""
+    def narrow(script, dense=16, replace=()):
+        source = (ROOT / f'{script}.py').read_text()
+        source = re.sub(r'\b(96|256|384)\b', '8', source).replace('4096', str(dense))
+        for old, new in replace:
+            assert source.count(old) == 1
+            source = source.replace(old, new)
+        path = tmp_path / f'{script}.py'
+        path.write_text(source)
+        return path
+    return narrow
+
+
+class State:
+    """What the files of a run say."""
+
+    def __init__(self, folder, name):
+        self.rows = (folder / f'{name}.csv').read_bytes()
+        self.epochs = self.rows.count(b'\n')
+        checkpoints = folder / '.checkpoints' / name
+        self.checkpoint_files = sorted(os.listdir(checkpoints)) if checkpoints.exists() else []
+        self.checkpoint = 0
+        with contextlib.suppress(FileNotFoundError):
+            found = re.search(r'^model_checkpoint_path: "epoch-(\d+)"', (checkpoints / 'checkpoint').read_text())
+            self.checkpoint = int(found[1])
+        self.begun = {int(re.search(r'epoch-(\d+)', file)[1]) for file in self.checkpoint_files if 'epoch' in file}
+
+
+def record(tmp_path, name='alexnet4'):
+    return json.loads((tmp_path / f'results/{name}.json').read_text())
+
+
+def last_line(stderr):
+    return stderr.strip().splitlines()[-1]
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def is_whole(folder, name, epochs):
+    """One row an epoch, a record that agrees, a checkpoint that is the last epoch's, no leftovers."""
+    state, found = State(folder, name), records.read_record(folder / f'{name}.json')
+    assert state.epochs == len(found['epochs']) == epochs == state.checkpoint
+    assert len(records.Files.reopen(folder, name).rows(epochs)) == epochs
+    assert state.checkpoint_files == ['checkpoint', f'epoch-{epochs}.data-00000-of-00001', f'epoch-{epochs}.index']
+    assert not list(folder.glob('.*tmp'))
+    return found
+
+
+# Kills
+
+def in_an_iteration(process, results, epoch):
+    """Wait until an epoch's second iteration is printed; the third is under way then."""
+    for line in process.stdout:
+        if line.startswith(f'step {epoch - 1}, iteration 1,'):
+            return
+
+
+def between_row_and_checkpoint(process, results, epoch):
+    while State(results, 'alexnet4').epochs < epoch and process.poll() is None:
+        pass
+
+
+def in_the_checkpoint(process, results, epoch):
+    while epoch not in State(results, 'alexnet4').begun and process.poll() is None:
+        pass
+
+
+def landed(window, state, epoch, printed):
+    """Whether a kill in `epoch` hit the window, by what it left."""
+    if window is in_an_iteration:
+        return state.epochs == state.checkpoint == epoch - 1 and printed.startswith(f'step {epoch - 1}, iteration 1,')
+    if window is between_row_and_checkpoint:
+        return (state.epochs, state.checkpoint) == (epoch, epoch - 1) and epoch not in state.begun
+    return (state.epochs, state.checkpoint) == (epoch, epoch - 1) and epoch in state.begun
+
+
+def test_kill_9_in_every_window(narrow, start, run, tmp_path):
+    script, results = narrow('alexnet4', dense=2000), tmp_path / 'results'      # a checkpoint of 18 MB
+    hits = {in_an_iteration: [], between_row_and_checkpoint: [], in_the_checkpoint: []}
+    resume, epochs = [], 40
+    for attempt in range(30):
+        window = min(hits, key=lambda window: len(hits[window]))
+        if len(hits[window]) == 3:
+            break
+        covered = State(results, 'alexnet4') if resume else None
+        first = covered.checkpoint + 1 if resume else 1
+        epoch = first + attempt % 2        # in the first epoch after a start, or in the second
+        process = start(script, '--epochs', epochs, *SMALL, *resume, stderr=subprocess.DEVNULL)
+        if resume:                          # until it has cut the rows that no checkpoint covers
+            next(process.stdout)
+        else:
+            while not (results / 'alexnet4.csv').exists():
+                time.sleep(0.01)
+        window(process, results, epoch)
+        process.kill()
+        process.wait()
+        state = State(results, 'alexnet4')
+        if resume:
+            kept = covered.rows.splitlines(keepends=True)[:covered.checkpoint]
+            assert state.rows.splitlines(keepends=True)[:covered.checkpoint] == kept, 'byte for byte'
+        if landed(window, state, epoch, (results / 'alexnet4.log').read_text().splitlines()[-1]):
+            hits[window].append(epoch)
+        resume = ['--resume']
+    assert all(len(epochs) >= 3 for epochs in hits.values()), hits
+    before = State(results, 'alexnet4')
+    epochs = before.checkpoint + 2
+    found = record(tmp_path)                # 40 epochs are only a bound: make it end sooner
+    found['options']['epochs'] = epochs
+    (results / 'alexnet4.json').write_text(json.dumps(found))
+    status, _, stderr = run(script, '--resume', 'alexnet4')
+    assert status == 0, stderr
+    assert is_whole(results, 'alexnet4', epochs)['status'] == 'complete'
+    rows = State(results, 'alexnet4').rows.splitlines()
+    assert rows[:before.checkpoint] == before.rows.splitlines()[:before.checkpoint]
+
+
+# Interruptions
+
+@pytest.mark.parametrize('number, status, until, done', [
+    (signal.SIGINT, 130, 'step 0, iteration 1', 0),
+    (signal.SIGTERM, 143, 'step 1, iteration 2', 1),
+    (signal.SIGINT, 130, 'step 1, loss', 2),
+])
+def test_a_signal_ends_the_run_after_the_iteration(number, status, until, done, narrow, start, tmp_path):
+    name = 'a-run=1'
+    process = start(narrow('alexnet4'), '--epochs', 3, *SMALL, '--name', name)
+    for line in process.stdout:
+        if line.startswith(until):
+            break
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status and 'Traceback' not in stderr
+    found = record(tmp_path, name)
+    assert found['status'] == 'interrupted' and found['end'] and len(found['epochs']) >= done
+    state = State(tmp_path / 'results', name)
+    assert state.epochs == state.checkpoint == len(found['epochs'])
+    assert 'ending after this iteration; once more ends it at once' in stderr
+    message, command = last_line(stderr).split('. Go on with: ')
+    assert re.fullmatch(r'alexnet4.py: interrupted; \d epochs? of a-run=1 are kept', message)
+    python, *words = shlex.split(command)
+    assert python == 'python'
+    resumed = subprocess.run([sys.executable, *words], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)},
+                             capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert is_whole(tmp_path / 'results', name, 3)['status'] == 'complete'
+    log = (tmp_path / f'results/{name}.log').read_text()
+    assert log.count('step 2, loss') == 1 and 'interrupted; ' in log and 'goes on with epoch' in log
+
+
+def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
+    """In a full-size iteration, which takes seconds."""
+    process = start('alexnet4', '--epochs', 2, '--train-images', 400, '--test-images', 10)
+    for line in process.stderr:
+        if '2 epochs of 2 iterations' in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert 'ending after this iteration' in process.stderr.readline()
+    start_of_end = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert time.monotonic() - start_of_end < 2
+    assert record(tmp_path)['status'] == 'running' and (tmp_path / 'results/alexnet4.csv').read_bytes() == b''
+
+
+# Resume
+
+WATCH = """
+import atexit, hashlib, json
+from common.run import Run, tf
+seen = {'batches': [], 'seeds': [], 'variables': []}
+step, epochs = Run.step, Run.epochs
+def watched_step(run, g, feed_dict):
+    seen['batches'].append(hashlib.sha256(feed_dict[g.X].tobytes() + feed_dict[g.y].tobytes()).hexdigest())
+    return step(run, g, feed_dict)
+def watched_epochs(run):
+    for i in epochs(run):
+        if not seen['seeds']:
+            seen['seeds'].append(tf.get_default_graph().seed)
+            seen['variables'] = {v.name: v.eval().tolist() for v in tf.global_variables()}
+        yield i
+Run.step, Run.epochs = watched_step, watched_epochs
+atexit.register(lambda: json.dump(seen, open('seen.json', 'w')))
+"""
+
+
+@pytest.mark.parametrize('script', ['alexnet6', 'alexnet3'])
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(script, narrow, run, start, tmp_path):
+    """19 images in batches of 4: an epoch's end falls inside a batch."""
+    import tensorflow.compat.v1 as tf
+    path = narrow(script)
+    options = ['--train-images', 19, '--batch-size', 4, '--test-images', 10, '--seed', 5]
+
+    def seen():
+        return json.loads((tmp_path / 'seen.json').read_text())
+    status, _, stderr = run(path, '--epochs', 4, *options, '--name', 'whole', prelude=WATCH)
+    assert status == 0, stderr
+    whole = seen()
+    process = start(path, '--epochs', 4, *options, '--name', 'parts', prelude=WATCH)
+    for line in process.stdout:
+        if line.startswith('step 2, iteration 1'):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    first = seen()
+    reader = tf.train.load_checkpoint(str(tmp_path / 'results/.checkpoints/parts'))
+    saved = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    status, _, stderr = run(path, '--resume', prelude=WATCH)
+    assert status == 0 and 'parts goes on with epoch 3 of 4' in stderr, stderr
+    second = seen()
+    assert len(whole['batches']) == 4 * 4 and len(set(whole['batches'])) == len(whole['batches'])
+    assert first['batches'][:8] + second['batches'] == whole['batches']
+    assert second['variables'].keys() == {f'{name}:0' for name in saved} and len(saved) >= 16
+    for name, values in saved.items():
+        assert np.array_equal(np.float32(second['variables'][f'{name}:0']), values, equal_nan=True), name
+    assert first['seeds'] == whole['seeds'] == [5] and second['seeds'] not in ([5], [None])
+    assert records.read_record(tmp_path / 'results/parts.json')['resumed'][0]['first_epoch'] == 3
+
+
+def test_a_resumed_run_draws_other_dropout_masks():
+    import tensorflow.compat.v1 as tf
+
+    from common.run import Run
+
+    def masks(first_epoch):
+        run = object.__new__(Run)
+        run._options, run.first_epoch = {'seed': 5}, first_epoch
+        with tf.Graph().as_default(), tf.Session() as sess:
+            tf.set_random_seed(run.graph_seed)
+            dropped = tf.nn.dropout(tf.ones([64]), rate=0.5)
+            return {sess.run(dropped).tobytes() for _ in range(20)}
+    assert masks(0) == masks(0) and len(masks(0)) == 20
+    assert not masks(0) & masks(1) and not masks(1) & masks(2)
+
+
+def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, run, tmp_path):
+    script = narrow('alexnet4')
+    assert run(script, '--epochs', 1, *SMALL)[0] == 0
+    rows = (tmp_path / 'results/alexnet4.csv').read_bytes()
+    status, _, stderr = run(script, '--resume', 'alexnet4')
+    assert status == 1 and last_line(stderr) == (
+        'alexnet4.py: alexnet4 is complete; a larger --epochs than 1 extends it')
+    status, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
+    assert status == 0, stderr
+    assert is_whole(tmp_path / 'results', 'alexnet4', 2)['options']['epochs'] == 2
+    assert (tmp_path / 'results/alexnet4.csv').read_bytes().startswith(rows)
+
+
+# Refusals
+
+@pytest.fixture(scope='module')
+def template(tmp_path_factory):
+    """A folder for what `interrupted` copies."""
+    return tmp_path_factory.mktemp('interrupted') / 'run'
+
+
+@pytest.fixture
+def interrupted(template, narrow, start, tmp_path):
+    """The path of a narrow script, with a run of it, alexnet4, that was interrupted after two epochs of four."""
+    if not template.exists():
+        process = start(narrow('alexnet4'), '--epochs', 4, *SMALL)
+        for line in process.stdout:
+            if line.startswith('step 2, iteration 0'):
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+        assert State(tmp_path / 'results', 'alexnet4').epochs == 2
+        shutil.copytree(tmp_path, template)
+    else:
+        shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return tmp_path / 'alexnet4.py'
+
+
+def change(path, how):
+    path.write_bytes(how(path.read_bytes()))
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001', lambda b: b[:len(b) // 2]),
+     r'the checkpoint \S*/epoch-2 is damaged: .+'),
+    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001', lambda b: b[:5] + b'!' + b[6:]),
+     r'the checkpoint \S*/epoch-2 is damaged: .+'),
+    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.index', lambda b: b[:50]),
+     r'the checkpoint \S*/epoch-2 is damaged: .+'),
+    (lambda r: (r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001').unlink(),
+     r'the checkpoint \S*/epoch-2 is damaged: .+'),
+    (lambda r: (r / '.checkpoints/alexnet4/checkpoint').unlink(),
+     r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
+    (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
+     r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
+    (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
+    (lambda r: (r / 'alexnet4.json').unlink(), r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
+    (lambda r: change(r / 'alexnet4.csv', lambda b: b[:3]), r'\S*/alexnet4.csv is damaged: 1 lines, where 2 epochs.*'),
+    (lambda r: change(r / 'alexnet4.csv', lambda b: b'nonsense\n' + b),
+     r'\S*/alexnet4.csv is damaged: line 1 is not `loss,accuracy`'),
+    (lambda r: change(r.parent / 'alexnet4.py', lambda b: b.replace(b'rate = 1e-4', b'rate = 1e-3')),
+     r'alexnet4.py is not what it was when alexnet4 began: see "source" in \S*/alexnet4.json'),
+])
+def test_damage_is_refused_and_nothing_is_deleted(damage, message, interrupted, run, tmp_path):
+    damage(tmp_path / 'results')
+    before = snapshot(tmp_path / 'results')
+    status, stdout, stderr = run(interrupted, '--resume', 'alexnet4')
+    assert status == 1 and stdout == '' and 'Traceback' not in stderr
+    assert re.fullmatch('alexnet4.py: ' + message, last_line(stderr))
+    assert snapshot(tmp_path / 'results') == before
+
+
+def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
+    change(interrupted, lambda source: source.replace(b'Experiment 4', b'My experiment'))      # a docstring may change
+    before = snapshot(tmp_path / 'results')
+    for options, status, message in [
+            (['--seed', 2], 2, 'error: --seed 2 contradicts alexnet4, which has 1: leave it out'),
+            (['--batch-size', 2], 2, 'error: --batch-size 2 contradicts alexnet4, which has 4: leave it out'),
+            (['--loss', 'stable'], 2, 'error: --loss stable contradicts alexnet4, which has manual: leave it out'),
+            (['--train-images', 17], 2, 'error: --train-images 17 contradicts alexnet4, which has 16: leave it out'),
+            (['--epochs', 3], 2, 'error: --epochs 3 contradicts alexnet4, which has 4: leave it out'),
+            (['--name', 'other'], 2, 'error: --name is for a new run: --resume takes a name itself'),
+            (['nowhere'], 1, 'there is no run nowhere in results')]:
+        name = [] if options == ['nowhere'] else ['alexnet4']
+        found, stdout, stderr = run(interrupted, '--resume', *name, *options)
+        assert (found, stdout) == (status, ''), stderr
+        assert last_line(stderr) == f'alexnet4.py: {message}'
+        assert snapshot(tmp_path / 'results') == before
+    with_name = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still going holds it
+    status, _, stderr = run(interrupted, '--resume', 'alexnet4')
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still going'
+    del with_name
+    status, _, stderr = run(interrupted, '--resume', '--epochs', 4, '--seed', 1)     # what agrees may be said again
+    assert status == 0, stderr
+    assert is_whole(tmp_path / 'results', 'alexnet4', 4)
+    status, _, stderr = run(interrupted, '--resume')
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: there is no unfinished run of alexnet4.py in results'
+
+
+def test_another_scripts_run_is_refused(narrow, run, tmp_path):
+    assert run(narrow('alexnet2'), '--epochs', 1, *SMALL)[0] == 0
+    status, _, stderr = run(narrow('alexnet4'), '--resume', 'alexnet2')
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet2 is a run of alexnet2.py'
+
+
+# Failures
+
+def test_two_started_at_once_take_two_names_and_leave_two_records(narrow, start, tmp_path):
+    script = narrow('alexnet4')
+    processes = [start(script, '--epochs', 1, *SMALL) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
+    for name in ('alexnet4', 'alexnet4-2'):
+        assert is_whole(tmp_path / 'results', name, 1)['status'] == 'complete'
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB on tmp_path/results, where one may be mounted."""
+    folder = tmp_path / 'results'
+    folder.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', folder], capture_output=True).returncode:
+        pytest.skip('no file system can be mounted here')
+    yield folder
+    subprocess.run(['umount', '-l', folder], check=True)
+
+
+def test_a_full_disk(small_disk, narrow, run, tmp_path):
+    """A checkpoint of 5 MB: the first fits, the second does not beside it."""
+    script = narrow('alexnet4', dense=1000)
+    status, _, stderr = run(script, '--epochs', 3, *SMALL)
+    assert status == 1 and 'Traceback' not in stderr
+    assert re.match(r'alexnet4.py: the checkpoint of epoch 2 cannot be written: .*No space left on device.*; '
+                    r'2 epochs of alexnet4 are kept. Mend that, then go on with: python ', last_line(stderr))
+    state = State(small_disk, 'alexnet4')
+    assert state.epochs == 2 and state.checkpoint == 1
+    assert state.checkpoint_files == ['checkpoint', 'epoch-1.data-00000-of-00001', 'epoch-1.index']
+    assert record(tmp_path)['status'] == 'failed' and 'No space left' in record(tmp_path)['error']
+    subprocess.run(['mount', '-o', 'remount,size=40m', small_disk], check=True)
+    status, _, stderr = run(script, '--resume')
+    assert status == 0, stderr
+    assert State(small_disk, 'alexnet4').rows.splitlines()[0] == state.rows.splitlines()[0]
+    assert 'error' not in is_whole(small_disk, 'alexnet4', 3)
+
+
+def test_a_row_that_does_not_fit_leaves_the_csv_as_it_was(small_disk):
+    files = records.Files.claim(small_disk, 'run')
+    files.append_row(np.float32(1.5), np.float32(0.25))
+    files.write_record({'status': 'running'})
+    files.csv.with_name('filler').write_bytes(b'')
+    with contextlib.suppress(OSError), files.csv.with_name('filler').open('ab', buffering=0) as filler:
+        while filler.write(b'x' * 4096):
+            pass
+    with contextlib.suppress(OSError):
+        for _ in range(2000):               # the CSV's own page still has room
+            files.append_row(np.float32(2), np.float32(0.5))
+    rows = files.csv.read_bytes()
+    assert rows.startswith(b'1.5,0.25\n2.0,0.5\n') and rows.endswith(b'2.0,0.5\n') and len(rows) < 9 + 2000 * 8
+    with pytest.raises(OSError, match='No space left'):
+        files.append_row(np.float32(3), np.float32(0.5))
+    with pytest.raises(OSError, match='No space left'):
+        files.write_record({'status': 'complete', 'filler': 'x' * 5000})
+    assert files.csv.read_bytes() == rows and json.loads(files.json.read_text()) == {'status': 'running'}
+    assert not list(small_disk.glob('.*'))
+
+
+def test_a_full_disk_where_none_can_be_mounted(narrow, run, tmp_path):
+    prelude = """
+from common.run import tf
+save = tf.train.Saver.save
+def full(saver, sess, path, global_step, **arguments):
+    if global_step == 2:
+        raise tf.errors.ResourceExhaustedError(None, None, 'epoch-2.data; No space left on device')
+    return save(saver, sess, path, global_step, **arguments)
+tf.train.Saver.save = full
+"""
+    script = narrow('alexnet4')
+    status, _, stderr = run(script, '--epochs', 3, *SMALL, prelude=prelude)
+    assert status == 1 and last_line(stderr).startswith(
+        'alexnet4.py: the checkpoint of epoch 2 cannot be written: epoch-2.data; No space left on device; 2 epochs of')
+    assert State(tmp_path / 'results', 'alexnet4').checkpoint == 1
+    assert run(script, '--resume')[0] == 0
+    is_whole(tmp_path / 'results', 'alexnet4', 3)
+
+
+def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(narrow, run, tmp_path):
+    script = narrow('alexnet4', replace=[('output = tf.add(tf.matmul(fc2', 'output = tf.add(tf.matmul(fc3')])
+    status, _, stderr = run(script, *SMALL)
+    assert status == 1 and last_line(stderr).startswith('NameError: ')     # the user's own code: with its traceback
+    assert list((tmp_path / 'results').iterdir()) == []
+
+
+# The record
+
+def test_the_record(narrow, run, tmp_path):
+    import hashlib
+    script = narrow('alexnet4')
+    status, stdout, stderr = run(script, '--epochs', 2, *SMALL[:6], f'--checkpoint-dir={tmp_path}/checkpoints')
+    assert status == 0, stderr
+    found = record(tmp_path)
+    assert found['script'] == 'alexnet4.py' and found['source'] == script.read_text()
+    for path, digest in found['common'].items():
+        assert hashlib.sha256((ROOT / path).read_bytes()).hexdigest() == digest
+    assert set(found['common']) == {f'common/{path.name}' for path in (ROOT / 'common').glob('*.py')}
+    assert f'seed {found["seed"]}, on ' in stderr and found['options']['seed'] == found['seed'], 'drawn, told, recorded'
+    assert found['options'] == {'epochs': 2, 'train_images': 16, 'test_images': 10, 'batch_size': 4,
+                                'seed': found['seed'], 'loss': 'manual'}
+    assert str(tmp_path) not in json.dumps(found['argv'])
+    assert found['argv'][:4] == ['--data-dir', 'MNIST_data', '--results-dir', 'results']
+    assert found['argv'][-1] == '--checkpoint-dir=checkpoints'
+    assert found['versions'].keys() == {'python', 'tensorflow', 'numpy', 'opencv', 'matplotlib'}
+    assert found['hardware'] and found['precision'] == 'float32' and found['status'] == 'complete'
+    assert found['start'] <= found['end'] and found['divergence'] is None
+    for epoch in found['epochs']:
+        assert epoch['seconds'] > 0 and 0 < epoch['largest_logit_gap'] < 50 and 0 < epoch['largest_weight'] < 2
+    log = (tmp_path / 'results/alexnet4.log').read_text()
+    assert all(line in log.splitlines() for line in stdout.splitlines())
+    assert log.splitlines()[0].startswith('alexnet4.py: 2 epochs of 4 iterations')
+    assert (tmp_path / 'checkpoints/alexnet4/epoch-2.index').exists()
+
+
+def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
+    script = narrow('alexnet4')
+    for name in ('one', 'two'):
+        assert run(script, '--epochs', 2, *SMALL, '--name', name)[0] == 0
+    assert (tmp_path / 'results/one.csv').read_text() == (tmp_path / 'results/two.csv').read_text()
+
+
+def test_tensorboard_scalars(narrow, run, tmp_path):
+    import tensorflow.compat.v1 as tf
+    status, stdout, stderr = run(narrow('alexnet3'), '--epochs', 2, *SMALL, '--tensorboard')
+    assert status == 0, stderr
+    file, = (tmp_path / 'results/.tensorboard/alexnet3').iterdir()
+    scalars = {}
+    for event in tf.train.summary_iterator(str(file)):
+        for value in event.summary.value:
+            scalars.setdefault(value.tag, []).append((event.step, np.float32(value.simple_value)))
+    steps = [step for step, _ in scalars['training/loss']]
+    assert steps == list(range(8)) == [step for step, _ in scalars['training/logit_gap']]
+    assert scalars['training/learning_rate'] == [(step, np.float32(1e-4)) for step in steps]
+    lines = stdout.splitlines()
+    printed = [np.float32(line.split()[-1]) for line in lines if 'training accuracy' in line]
+    assert scalars['training/accuracy'] == list(zip(steps, printed, strict=True))
+    tests = [(np.float32(line.split()[3][:-1]), np.float32(line.split()[-1])) for line in lines if 'testing' in line]
+    assert [tuple(pair) for pair in zip(scalars['test/loss'], scalars['test/accuracy'], strict=True)] == [
+        ((step, loss), (step, accuracy)) for step, (loss, accuracy) in zip((3, 7), tests, strict=True)]
+
+
+# Divergence
+
+def test_explain_tells_the_formula_from_an_overflow():
+    from common.run import describe, explain
+    y = np.eye(10)[[3, 4, 5]]
+    output = np.zeros((3, 10), np.float32)
+    output[0, 3], output[1, 9] = 120, 200           # right and wrong, both with a gap that underflows
+    y_output = np.exp(output - output.max(1, keepdims=True))
+    y_output[y_output < 1e-38] = 0
+    found = explain('manual', output, y_output, y)
+    assert found == {'cause': 'loss formula', 'images': 3, 'largest_logit_gap': 200, 'zero_probabilities': 18,
+                     'images_with_zeros': 2, 'of_these_right': 1}
+    told = describe({'loss': 'nan', 'epoch': 2, 'iteration': 7, 'training_accuracy_before': 0.75, **found})
+    assert told == (
+        'the training loss is nan at epoch 2, iteration 7. Cause: the loss formula. All logits are finite, but the '
+        'largest gap between two of an image is 200.0, so that 18 softmax probabilities of 2 of 3 images underflowed '
+        'to 0, and 0 * log(0) is nan. 1 of those images were classified right; --loss stable would have gone on. '
+        'Training accuracy before: 0.750')
+    output[2, 0] = np.inf
+    for method in ('manual', 'stable'):
+        found = explain(method, output, y_output, y)
+        assert found == {'cause': 'overflow', 'images': 3, 'images_with_non_finite_logits': 1}
+    told = describe({'loss': 'nan', 'epoch': 1, 'iteration': 0, 'training_accuracy_before': None, **found})
+    assert told.endswith('Cause: overflow. The logits of 1 of 3 images are not finite. '
+                         'Training accuracy before: not measured yet')
+
+
+def test_overflow_is_told_from_the_formula_in_a_real_run(run, tmp_path):
+    """Experiment 1 without the underflow: its first step sends the weights beyond float32."""
+    status, stdout, stderr = run('alexnet1', '--epochs', 1, '--train-images', 12, '--batch-size', 4,
+                                 '--test-images', 10, '--loss', 'stable')
+    assert status == 0, stderr
+    found = record(tmp_path, 'alexnet1')['divergence']
+    assert found['cause'] == 'overflow' and found['images_with_non_finite_logits'] > 0
+    assert 'Cause: overflow. The logits of ' in stderr
+
+
+def test_stop_on_nan(narrow, run, tmp_path):
+    script = narrow('alexnet1', dense=4096)
+    status, stdout, stderr = run(script, '--epochs', 3, *SMALL, '--stop-on-nan')
+    assert status == 0 and stdout == '' and 'Cause: the loss formula' in stderr
+    found = record(tmp_path, 'alexnet1')
+    assert found['status'] == 'complete' and found['epochs'] == [] and found['divergence']['stopped'] is True
+    assert (found['divergence']['epoch'], found['divergence']['iteration']) == (1, 0)
+    status, _, stderr = run(script, '--resume', 'alexnet1')
+    assert status == 1 and last_line(stderr).startswith('alexnet1.py: alexnet1 ended at a training loss that is not')
+
+
+def test_a_test_loss_that_alone_is_nan_is_no_divergence(narrow, run, tmp_path):
+    script = narrow('alexnet4', replace=[('run.epoch_done(loss_val', "run.epoch_done(loss_val * float('nan')")])
+    status, _, stderr = run(script, '--epochs', 1, *SMALL)
+    assert status == 0 and 'the test loss of epoch 1 is nan, but no training loss was' in stderr
+    assert record(tmp_path)['divergence'] is None
+    assert record(tmp_path)['epochs'][0]['test_loss_alone_not_finite'] is True
