@@ -130,7 +130,7 @@ def build_graph(loss_method='manual'):
         if loss_method == 'manual':     # the article's method 1: nan once a probability underflows to 0
             cross_entropy = -tf.reduce_sum(y * tf.log(y_output))    # a sum over the batch, too
             loss = tf.reduce_mean(cross_entropy)
-        elif loss_method == 'builtin':  # its method 2, commented out there: a mean, so 1/200 of the gradient
+        elif loss_method == 'builtin':  # its method 2, commented out there: a mean, of a smaller gradient
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(logits=output, labels=y))
         else:                           # 'stable': method 2's arithmetic, method 1's value
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(logits=output, labels=y))

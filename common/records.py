@@ -213,7 +213,9 @@ def draw(figure, name, rows):
     upper.set(title=name, ylabel='test accuracy', ylim=(-0.02, 1.02))
     lower.plot(epochs, losses, 'r*')
     lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     nans = np.isnan(losses).sum()
     if nans:    # NaN is not drawn, and an empty panel would not say why
         lower.set_title(f'loss is nan in {nans} of {len(rows)} epochs', fontsize='medium', color='r')
+    if nans == len(rows):
+        lower.set_yticks([])

@@ -71,6 +71,7 @@ class Run:
         given = parser.parse_args()
         self._given = given
         self._live = LiveLine()
+        tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
         self._signals = Signals(self)
         try:
             if given.resume is None:
@@ -312,6 +313,7 @@ class Run:
 
     def test_batch(self):
         """The test images, [test_images, 227, 227, 1] float32, and labels, [test_images, 10] float64."""
+        self._live.show(f'step {self._position[0]}, testing')
         return self._test_images, self._test_labels
 
     def print(self, line):
@@ -376,9 +378,9 @@ class Run:
     def _scalars(self, **values):
         if self._writer:
             i, iteration = self._position
-            self._writer.add_summary(
-                tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]),
-                i * self._total_batch + iteration)
+            summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value))
+                                        for tag, value in values.items()])
+            self._writer.add_summary(summary, i * self._total_batch + iteration)
 
 
 def explain(loss_method, output, y_output, y):
@@ -489,13 +491,16 @@ def _parser(script, defaults):
     """The command line's parser. An option that a record keeps has no default here, so that --resume
     can tell what was given."""
     description, _, _ = (ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or '').partition('\n')
-    parser = argparse.ArgumentParser(prog=script.name, description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=script.name, description=description, allow_abbrev=False,
+        epilog='Exit status: 0 done, also where the loss became nan; 2 a bad command line; 130 after Ctrl-C, 143 after '
+               'SIGTERM; 1 anything else.')
     add = parser.add_argument
 
     def add_recorded(option, help, **keywords):
         default = defaults[option.strip('-').replace('-', '_')]
         add(option, default=argparse.SUPPRESS, help=f'{help} (default: {default or "drawn at random"})', **keywords)
-    add_recorded('--epochs', 'epochs', type=_between(1, 1_000_000), metavar='N')
+    add_recorded('--epochs', 'train N times on all training images', type=_between(1, 1_000_000), metavar='N')
     add_recorded('--train-images', 'train on the first N images', type=_between(1, TRAIN_IMAGES), metavar='N')
     add_recorded('--test-images', 'test on the first N images', type=_between(1, TEST_IMAGES), metavar='N')
     add_recorded('--batch-size', 'images in a batch', type=_between(1, TRAIN_IMAGES), metavar='N')

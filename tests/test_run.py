@@ -2,7 +2,6 @@
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -32,8 +31,9 @@ def test_scripts_that_train(script, run, tmp_path):
     assert all(re.fullmatch(*pair) for pair in zip(patterns, lines, strict=True)), stdout
     assert f'{script}.py: 2 epochs of 2 iterations, 4 images each, then 10 test images' in stderr
     assert 'loss manual, seed 1, on ' in stderr and 'to go' in stderr
-    assert last_line(stderr) == f'{script}.py: done; results/{script}.csv and .png'
-    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == [f'{script}.csv', f'{script}.png']
+    assert last_line(stderr) == f'{script}.py: done; results/{script}.csv, .json, .log and .png'
+    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == [
+        '.checkpoints', *(f'{script}.{kind}' for kind in ('csv', 'json', 'log', 'png'))]
     rows = (tmp_path / f'results/{script}.csv').read_text().splitlines()
     printed = [(line.split()[3].rstrip(','), line.split()[-1]) for line in (lines[2], lines[5])]
     assert rows == [','.join(str(np.float32(figure)) for figure in row) for row in printed], 'the same, to the last bit'
@@ -49,6 +49,11 @@ def test_scripts_that_diverge(script, run, tmp_path):
     assert epoch == 'step 0, loss nan, testing accuracy 0.08500000089406967', "the article's line"
     assert (tmp_path / f'results/{script}.csv').read_text() == 'nan,0.085\n', '85 of 1000 test images are zeros'
     assert re.search(r'1000 test images; loss manual, seed \d+, on ', stderr), 'a seed is drawn, and told'
+    divergence = records.read_record(tmp_path / f'results/{script}.json')['divergence']
+    assert (divergence['epoch'], divergence['iteration'], divergence['cause']) == (1, 0, 'loss formula')
+    assert divergence['largest_logit_gap'] > 87 and divergence['images'] == 4
+    assert 0 < divergence['images_with_zeros'] <= 4 <= divergence['zero_probabilities']
+    assert f'{script}.py: the training loss is nan at epoch 1, iteration 0. Cause: the loss formula.' in stderr
 
 
 def test_loss_methods_from_the_command_line(run, tmp_path):
@@ -122,17 +127,17 @@ def test_a_name_that_is_taken_is_left_alone(run, tmp_path):
 
 
 def test_names_claimed_at_once_differ(tmp_path):
-    names, barrier = [], threading.Barrier(20)
+    files, barrier = [], threading.Barrier(20)
 
     def claim():
         barrier.wait()
-        names.append(records.claim(tmp_path, 'run'))
+        files.append(records.Files.claim(tmp_path, 'run'))
     threads = [threading.Thread(target=claim) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(names) == sorted(['run', *(f'run-{k}' for k in range(2, 21))])
+    assert sorted(run.name for run in files) == sorted(['run', *(f'run-{k}' for k in range(2, 21))])
 
 
 def test_live_line_on_a_terminal(start, tmp_path):
@@ -151,24 +156,6 @@ def test_live_line_on_a_terminal(start, tmp_path):
     assert '\x1b' not in stdout and len(stdout.splitlines()) == 6
 
 
-def test_ctrl_c_before_and_after_an_epoch(start, tmp_path):
-    for until, rows in (('iteration 1', None), ('testing accuracy', 1)):
-        process = start('alexnet4', '--epochs', 1000, *FEW[2:], '--name', 'run')
-        for line in process.stdout:
-            if until in line:
-                break
-        if rows:        # the row is written just after the line is printed
-            next(process.stdout)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 130 and 'Traceback' not in stderr
-        if rows is None:
-            assert last_line(stderr) == 'alexnet4.py: interrupted; nothing is kept'
-            assert list((tmp_path / 'results').iterdir()) == []
-    assert re.fullmatch(r'alexnet4.py: interrupted; results/run.csv holds \d epochs?', last_line(stderr))
-    assert len((tmp_path / 'results/run.csv').read_text().splitlines()) == int(last_line(stderr).split()[-2])
-
-
 def test_a_results_folder_that_cannot_be_written(run, tmp_path):
     long_name = 'x' * 300
     status, _, stderr = run('alexnet4', *FEW, '--name', long_name)
@@ -179,7 +166,7 @@ def test_a_results_folder_that_cannot_be_written(run, tmp_path):
 def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
     from matplotlib.figure import Figure
     figure = Figure()
-    records._draw(figure, 'run', [3.0, np.nan, np.nan], [0.1, 0.5, 0.085])
+    records.draw(figure, 'run', [(3.0, 0.1), (np.nan, 0.5), (np.nan, 0.085)])
     upper, lower = figure.axes
     accuracy, loss = upper.lines[0], lower.lines[0]
     assert (accuracy.get_marker(), accuracy.get_color()) == ('+', 'b')
