@@ -18,4 +18,7 @@ def image_shape_scale(batch_xs):
             'apt install libgl1 libglib2.0-0), or use the cv2 that wants none: '
             'pip uninstall -y opencv-python; pip install opencv-python-headless')
     images = np.reshape(batch_xs, [batch_xs.shape[0], 28, 28])
-    return np.stack([cv2.resize(img, (227, 227)) for img in images])[..., np.newaxis]
+    scaled = np.empty([len(images), 227, 227, 1], np.float32)
+    for img, out in zip(images, scaled, strict=True):
+        out[..., 0] = cv2.resize(img, (227, 227))
+    return scaled

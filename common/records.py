@@ -78,6 +78,8 @@ class Files:
 
         Raises OSError, with the CSV as it was before.
         """
+        if os.fstat(self._rows.fileno()).st_nlink == 0:
+            raise OSError(f'{self.csv} was removed while the run went on')
         end = self._rows.seek(0, os.SEEK_END)
         try:
             row = f'{loss!s},{accuracy!s}\n'.encode()
@@ -214,8 +216,8 @@ def draw(figure, name, rows):
     lower.plot(epochs, losses, 'r*')
     lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    nans = np.isnan(losses).sum()
-    if nans:    # NaN is not drawn, and an empty panel would not say why
-        lower.set_title(f'loss is nan in {nans} of {len(rows)} epochs', fontsize='medium', color='r')
-    if nans == len(rows):
+    missing = len(rows) - np.isfinite(losses).sum()
+    if missing:     # such points are not drawn, and an empty panel would not say why
+        lower.set_title(f'loss is not finite in {missing} of {len(rows)} epochs', fontsize='medium', color='r')
+    if missing == len(rows):
         lower.set_yticks([])

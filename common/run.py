@@ -63,6 +63,8 @@ class Run:
     """
 
     def __init__(self, script, training_epoch, batch_size):
+        for stream in ('stdout', 'stderr'):             # None where it is closed
+            setattr(sys, stream, getattr(sys, stream) or open(os.devnull, 'w'))  # noqa: SIM115
         script = Path(script)
         self.program = script.name
         defaults = {'epochs': training_epoch, 'train_images': TRAIN_IMAGES, 'test_images': 1000,
@@ -79,7 +81,10 @@ class Run:
             else:
                 self._reopen(parser, script)
         except KeyboardInterrupt:
+            print(f'{self.program}: interrupted; nothing was begun', file=sys.stderr)
             sys.exit(130)
+        except MemoryError:
+            sys.exit(f'{self.program}: out of memory; a smaller --test-images needs less')
         except (mnist.Unavailable, Refused, ImportError, OSError) as error:
             sys.exit(f'{self.program}: {error}')
         self._total_batch = self._train.num_examples // self._options['batch_size']
@@ -156,6 +161,7 @@ class Run:
                                     options['seed'])
         self._test_images = image_shape_scale(test.images[:options['test_images']])
         self._test_labels = test.labels[:options['test_images']]
+        self._signals.start()       # before there is a file that an interruption could leave behind
 
     @property
     def name(self):
@@ -180,31 +186,33 @@ class Run:
         return (self._given.checkpoint_dir or self._given.results_dir / '.checkpoints') / self.name
 
     def __enter__(self):
-        self._signals.start()
         return self
 
     def __exit__(self, kind, error, traceback):
         self._signals.stop()
         self._live.clear()
         kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
-        if error is None or isinstance(error, Diverged):
-            self._end('complete')
-            self.say(f'{self.program}: done; {_shown(self._files.csv)}, .json, .log and .png')
-            if self._given.show and self._rows:
-                records.show(self.name, self._rows)
-            return True
         if isinstance(error, Refused):          # nothing was touched
             raise SystemExit(f'{self.program}: {error}') from None
-        if isinstance(error, Interrupted):
-            self._end('interrupted')
-            self._exit(128 + error.args[0], f'interrupted; {kept}. Go on with: {self._resume_command()}')
-        with contextlib.suppress(OSError):      # on a full disk, even that is too much
-            if self._rows or self.record['divergence']:
+        try:
+            if error is None or isinstance(error, Diverged):
+                self._end('complete')
+                self.say(f'{self.program}: done; {_shown(self._files.csv)}, .json, .log and .png')
+                if self._given.show and self._rows:
+                    records.show(self.name, self._rows)
+                return True
+            if isinstance(error, Interrupted):
+                self._end('interrupted')
+            elif self._rows or self.record['divergence']:
                 self._end('failed', f'{kind.__name__}: {error}')
             else:
                 self._files.remove()
                 kept = 'nothing is kept'
-        if isinstance(error, tf.errors.ResourceExhaustedError):
+        except OSError as problem:              # on a full disk, even the record is too much
+            error = problem if error is None else error
+        if isinstance(error, Interrupted):
+            self._exit(128 + error.args[0], f'interrupted; {kept}. Go on with: {self._resume_command()}')
+        if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
             self._exit(1, f'out of memory; {kept}. A smaller --batch-size or --test-images needs less')
         if isinstance(error, OSError):
             remedy = f'. Mend that, then go on with: {self._resume_command()}' if self._rows else ''
@@ -216,7 +224,8 @@ class Run:
 
     def _exit(self, status, message):
         with contextlib.suppress(OSError):
-            self._files.append_log(f'{self.program}: {message}')
+            if self._files.log.exists():        # and was not removed with the rest
+                self._files.append_log(f'{self.program}: {message}')
         print(f'{self.program}: {message}', file=sys.stderr)
         raise SystemExit(status) from None
 
@@ -319,7 +328,10 @@ class Run:
     def print(self, line):
         """Print a line of the article's to stdout, at once, and to the log."""
         self._live.clear()
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            raise OSError(f'stdout cannot be written ({error.strerror})') from None
         self._files.append_log(line)
 
     def say(self, line):
@@ -409,7 +421,7 @@ def describe(divergence):
         cause = (f'the loss formula. All logits are finite, but the largest gap between two of an image is '
                  f'{d["largest_logit_gap"]:.1f}, so that {d["zero_probabilities"]} softmax probabilities of '
                  f'{d["images_with_zeros"]} of {d["images"]} images underflowed to 0, and 0 * log(0) is nan. '
-                 f'{d["of_these_right"]} of those images were classified right; --loss stable would have gone on')
+                 f'{d["of_these_right"]} of those images were classified right; --loss stable cannot underflow')
     else:
         cause = f'overflow. The logits of {d["images_with_non_finite_logits"]} of {d["images"]} images are not finite'
     return (f'the training loss is {d["loss"]} at epoch {d["epoch"]}, iteration {d["iteration"]}. Cause: {cause}. '
@@ -508,7 +520,8 @@ def _parser(script, defaults):
     add_recorded('--loss', "manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: "
                  'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its '
                  'underflow', choices=['manual', 'builtin', 'stable'])
-    add('--name', type=_name, default=script.stem, help=f"the run's name; NAME-2, -3, ... where it is taken "
+    add('--name', type=_name, default=re.sub(r'[^\w.+=-]', '-', script.stem),
+        help=f"the run's name; NAME-2, -3, ... where it is taken "
         f'(default: {script.stem})')
     add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
         help="go on with that run, or with this script's newest unfinished one")
@@ -537,13 +550,15 @@ def _check(parser, options, given):
 
 def _between(low, high):
     def number(text):
-        if not re.fullmatch(r'-?\d+', text) or not low <= int(text) <= high:
+        if not re.fullmatch(r'-?\d{1,18}', text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {low} to {high}')
         return int(text)
     return number
 
 
 def _name(text):
+    if len(text.encode()) > 200:
+        raise argparse.ArgumentTypeError(f'{text[:20]!r}... is too long for a name')
     if not re.fullmatch(r'\w[\w.+=-]*', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name: letters, digits and . _ - + = make one')
     if text == 'reference':
@@ -552,12 +567,18 @@ def _name(text):
 
 
 def _folder(text):
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a folder")
     path = Path(text)
-    for parent in [path, *path.absolute().parents]:
-        if parent.exists():
-            if not parent.is_dir():
-                raise argparse.ArgumentTypeError(f'{parent} is not a folder')
-            break
+    try:
+        nearest = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
+        if not nearest.is_dir():
+            raise argparse.ArgumentTypeError(f'{nearest} is not a folder')
+        os.lstat(path)
+    except FileNotFoundError:           # it will be made
+        pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{text[:50]}: {error.strerror}') from None
     return path
 
 
@@ -565,7 +586,7 @@ def _shown(path):
     """A path as the user would type it."""
     try:
         return path.relative_to(Path.cwd())
-    except ValueError:
+    except (ValueError, OSError):
         return path
 
 

@@ -1,4 +1,5 @@
 """The seven graphs: shapes, initial values, and arithmetic against NumPy."""
+import contextlib
 import importlib
 
 import numpy as np
@@ -74,6 +75,14 @@ def test_shapes_and_parameters(script):
               'fc1': [None, 4096], 'fc2': [None, 4096], 'output': [None, 10], 'y_output': [None, 10],
               'loss': [], 'accuracy': []}
     assert {name: getattr(g, name).shape.as_list() for name in shapes} == shapes
+    operations = {kind: [op for op in g.loss.graph.get_operations() if op.type == kind]
+                  for kind in ('Conv2D', 'MaxPool', 'Relu', 'LRN')}
+    assert [(op.get_attr('ksize'), op.get_attr('strides'), op.get_attr('padding')) for op in operations['MaxPool']] == (
+        3 * [([1, 3, 3, 1], [1, 2, 2, 1], b'VALID')])
+    assert [(op.get_attr('strides'), op.get_attr('padding')) for op in operations['Conv2D']] == (
+        [([1, 4, 4, 1], b'VALID')] + (6 if script == 'alexnet5' else 4) * [([1, 1, 1, 1], b'SAME')])
+    assert len(operations['Relu']) == 7, 'after every layer but the last'
+    assert len(operations['LRN']) == (2 if script in LRN_SCRIPTS else 0)
     batch_normalized = script in ('alexnet6', 'alexnet7')
     assert count == (57_193_162 if script == 'alexnet5' else 58_318_218 if batch_normalized else 58_299_082)
     assert extra == (14 if batch_normalized else 0)     # a mean and a variance in each of seven layers
@@ -126,6 +135,14 @@ def test_the_seed_decides_the_initial_values():
     first, again, other = initial(1), initial(1), initial(2)
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert not any((a == b).any() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_the_articles_constants(script):
+    module = importlib.import_module(script)
+    assert (module.learning_rate, module.training_epoch, module.batch_size) == (1e-4, 50, 200)
+    assert (module.n_fc1, module.n_fc2, module.n_fc3, module.n_classes) == (9216, 4096, 4096, 10)
+    assert (module.dropout_rate, module.input_image_channel) == (0.5, 1)
 
 
 # Layers
@@ -314,7 +331,7 @@ def test_experiment_3_lowers_the_rate_at_steps_30_50_and_70(batch, monkeypatch):
     class OneImageRun:
         """common.run.Run's part in the loop, with one image and chosen steps."""
 
-        seed, loss_method = 0, 'stable'
+        graph_seed, loss_method = 0, 'stable'
 
         def __init__(self, *_):
             pass
@@ -325,6 +342,11 @@ def test_experiment_3_lowers_the_rate_at_steps_30_50_and_70(batch, monkeypatch):
         def __exit__(self, *_):
             pass
 
+        @contextlib.contextmanager
+        def session(self, config):
+            with tf.Session(config=config) as self.sess:
+                yield self.sess
+
         def epochs(self):
             return iter(steps)
 
@@ -334,6 +356,10 @@ def test_experiment_3_lowers_the_rate_at_steps_30_50_and_70(batch, monkeypatch):
         def test_batch(self):
             return batch[0][:1], batch[1][:1]
 
+        def step(self, g, feed_dict):
+            rates.append(feed_dict[g.learning_rate_holder])
+            self.sess.run(g.train_step, feed_dict)
+
         def print(self, line):
             pass
 
@@ -342,13 +368,7 @@ def test_experiment_3_lowers_the_rate_at_steps_30_50_and_70(batch, monkeypatch):
         def epoch_done(self, loss, accuracy):
             pass
 
-    class Spy(tf.Session):
-        def run(self, fetches, feed_dict=None, **arguments):
-            rates.extend(value for key, value in (feed_dict or {}).items() if key.shape.rank is None)
-            return super().run(fetches, feed_dict, **arguments)
-
     monkeypatch.setattr(alexnet3, 'Run', OneImageRun)
-    monkeypatch.setattr(alexnet3.tf, 'Session', Spy)
     alexnet3.main()
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6, 1e-7])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from common import records
+from common import mnist, records
 
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 
@@ -193,10 +193,11 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
 WATCH = """
 import atexit, hashlib, json
 from common.run import Run, tf
-seen = {'batches': [], 'seeds': [], 'variables': []}
+seen = {'batches': [], 'seeds': [], 'variables': [], 'labels': []}
 step, epochs = Run.step, Run.epochs
 def watched_step(run, g, feed_dict):
     seen['batches'].append(hashlib.sha256(feed_dict[g.X].tobytes() + feed_dict[g.y].tobytes()).hexdigest())
+    seen['labels'].extend(feed_dict[g.y].argmax(1).tolist())
     return step(run, g, feed_dict)
 def watched_epochs(run):
     for i in epochs(run):
@@ -233,6 +234,8 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(script, narrow, run, 
     status, _, stderr = run(path, '--resume', prelude=WATCH)
     assert status == 0 and 'parts goes on with epoch 3 of 4' in stderr, stderr
     second = seen()
+    first_19 = mnist.extract_labels((ROOT / 'MNIST_data/train-labels-idx1-ubyte').read_bytes())[:19]
+    assert sorted(whole['labels'][:3 * 19]) == sorted(3 * first_19.tolist()), '--train-images takes the first ones'
     assert len(whole['batches']) == 4 * 4 and len(set(whole['batches'])) == len(whole['batches'])
     assert first['batches'][:8] + second['batches'] == whole['batches']
     assert second['variables'].keys() == {f'{name}:0' for name in saved} and len(saved) >= 16
@@ -485,6 +488,8 @@ def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
     for name in ('one', 'two'):
         assert run(script, '--epochs', 2, *SMALL, '--name', name)[0] == 0
     assert (tmp_path / 'results/one.csv').read_text() == (tmp_path / 'results/two.csv').read_text()
+    assert run(script, '--epochs', 2, *SMALL[:-1], 2, '--name', 'three')[0] == 0
+    assert (tmp_path / 'results/one.csv').read_text() != (tmp_path / 'results/three.csv').read_text()
 
 
 def test_tensorboard_scalars(narrow, run, tmp_path):

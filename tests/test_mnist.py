@@ -302,6 +302,9 @@ def test_a_damaged_file_is_replaced_and_kept_aside(content, server, sources, tmp
     assert_complete(folder, [f'{LABELS}.damaged'])
     assert (folder / f'{LABELS}.damaged').read_bytes() == content
     assert f'kept as {LABELS}.damaged' in capfd.readouterr().err
+    (folder / LABELS).write_bytes(b'damaged again')
+    mnist.read_data_sets(folder)
+    assert_complete(folder, [f'{LABELS}.damaged', f'{LABELS}.damaged1'])
 
 
 def test_a_truncated_gzip_is_a_source_that_failed(server, sources, tmp_path, web):
@@ -316,11 +319,27 @@ def test_a_truncated_gzip_is_a_source_that_failed(server, sources, tmp_path, web
     assert_complete(folder, [f'{LABELS}.gz'])
 
 
-def test_a_folder_that_cannot_be_written_is_named(sources, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named_with_what_is_wrong_in_it(sources, tmp_path, monkeypatch):
     sources(DEAD)
-    (tmp_path / 'data').write_text('a file')
-    with pytest.raises(OSError, match='data'):
-        mnist.read_data_sets(tmp_path / 'data' / 'folder')
+    (tmp_path / LABELS).write_bytes(b'damaged')
+
+    def read_only(folder):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(mnist, '_check_writable', read_only)
+    with pytest.raises(mnist.Unavailable, match='cannot be written .Permission denied') as caught:
+        mnist.read_data_sets(tmp_path)
+    assert f'{LABELS} is damaged' in str(caught.value)
+
+
+def test_a_full_disk_is_no_failure_of_the_source(server, sources, tmp_path, monkeypatch):
+    sources(f'{server}/good', f'{server}/good')
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(mnist.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left on device'):
+        mnist.read_data_sets(tmp_path / 'data')
+    assert list((tmp_path / 'data').iterdir()) == []
 
 
 def test_two_processes_on_an_empty_folder_both_succeed(server, tmp_path):

@@ -81,6 +81,9 @@ def test_loss_methods_from_the_command_line(run, tmp_path):
     (['--name', 'a/b'], "--name: 'a/b' is not a name"),
     (['--name', '../up'], "--name: '../up' is not a name"),
     (['--name', 'reference'], "--name: 'reference' is taken by the recorded runs"),
+    (['--name', 'x' * 201], "--name: 'xxxxxxxxxxxxxxxxxxxx'... is too long for a name"),
+    (['--data-dir', ''], "--data-dir: '' is not a folder"),
+    (['--results-dir', 'x' * 300], f"--results-dir: {'x' * 50}: File name too long"),
     (['--data-dir', 'file'], '--data-dir: file is not a folder'),
     (['--results-dir', 'file/below'], '--results-dir: {}/file is not a folder'),
     (['--show'], '--show: no window can be opened here'),
@@ -95,7 +98,7 @@ def test_bad_command_lines(options, message, run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_data_that_cannot_be_had(run, tmp_path):
+def test_data_that_cannot_be_had(tmp_path):
     program = ("import sys; sys.argv = ['alexnet4.py', '--data-dir', 'empty', '--results-dir', 'results']; "
                f"sys.path.insert(0, {str(ROOT)!r}); from common import mnist; mnist.MIRRORS = ['http://127.0.0.1:9/']; "
                "import alexnet4; alexnet4.main()")
@@ -156,11 +159,39 @@ def test_live_line_on_a_terminal(start, tmp_path):
     assert '\x1b' not in stdout and len(stdout.splitlines()) == 6
 
 
-def test_a_results_folder_that_cannot_be_written(run, tmp_path):
-    long_name = 'x' * 300
-    status, _, stderr = run('alexnet4', *FEW, '--name', long_name)
+KEPT = 'out of memory; nothing is kept. A smaller --batch-size or --test-images needs less'
+
+
+@pytest.mark.parametrize('prelude, message', [
+    ("import common.run as r\nreal = r.image_shape_scale\ncalls = []\n"
+     "def scale(batch):\n    calls.append(0)\n    if len(calls) > 1: raise MemoryError\n    return real(batch)\n"
+     "r.image_shape_scale = scale", KEPT),
+    ("from common.run import Run, tf\ndef step(*_, **__):\n"
+     "    raise tf.errors.ResourceExhaustedError(None, None, 'OOM')\n"
+     "Run.step = step", KEPT),
+    ("import common.run as r\ndef scale(batch):\n    raise MemoryError\nr.image_shape_scale = scale",
+     'out of memory; a smaller --test-images needs less'),
+])
+def test_too_little_memory(prelude, message, run, tmp_path):
+    status, _, stderr = run('alexnet4', *FEW, prelude=prelude)
+    assert status == 1 and 'Traceback' not in stderr and last_line(stderr) == f'alexnet4.py: {message}'
+    assert not list(tmp_path.glob('results/*'))
+
+
+def test_stdout_that_cannot_be_written(run, tmp_path):
+    with open('/dev/full', 'w') as full:
+        status, _, stderr = run('alexnet4', *FEW, stdout=full)
     assert status == 1 and 'Traceback' not in stderr
-    assert re.match(r'alexnet4.py: \[Errno 36\] File name too long', last_line(stderr))
+    assert 'alexnet4.py: stdout cannot be written (No space left on device); nothing is kept' in stderr
+    assert not list(tmp_path.glob('results/*'))
+
+
+def test_closed_streams_and_a_script_with_a_space_in_its_name(start, tmp_path):
+    script = tmp_path / 'alexnet4 he.py'
+    script.write_text((ROOT / 'alexnet4.py').read_text())
+    process = start(script, *FEW, stdout=None, stderr=None, preexec_fn=lambda: (os.close(1), os.close(2)))
+    assert process.wait(timeout=120) == 0
+    assert len((tmp_path / 'results/alexnet4-he.csv').read_text().split()) == 2
 
 
 def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
@@ -173,5 +204,5 @@ def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
     assert (loss.get_marker(), loss.get_color()) == ('*', 'r')
     assert accuracy.get_xdata().tolist() == [1, 2, 3] and accuracy.get_ydata().tolist() == [0.1, 0.5, 0.085]
     np.testing.assert_array_equal(loss.get_ydata(), [3, np.nan, np.nan])
-    assert lower.get_title() == 'loss is nan in 2 of 3 epochs'
+    assert lower.get_title() == 'loss is not finite in 2 of 3 epochs'
     assert upper.get_shared_x_axes().joined(upper, lower)
