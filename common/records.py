@@ -215,6 +215,7 @@ def draw(figure, name, rows):
     upper.set(title=name, ylabel='test accuracy', ylim=(-0.02, 1.02))
     lower.plot(epochs, losses, 'r*')
     lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
+    lower.ticklabel_format(axis='y', useOffset=False)       # 2299.3, not -0.7 and "+2300" above
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     missing = len(rows) - np.isfinite(losses).sum()
     if missing:     # such points are not drawn, and an empty panel would not say why

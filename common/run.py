@@ -419,7 +419,7 @@ def describe(divergence):
     before = d['training_accuracy_before']
     if d['cause'] == 'loss formula':
         cause = (f'the loss formula. All logits are finite, but the largest gap between two of an image is '
-                 f'{d["largest_logit_gap"]:.1f}, so that {d["zero_probabilities"]} softmax probabilities of '
+                 f'{d["largest_logit_gap"]:.4g}, so that {d["zero_probabilities"]} softmax probabilities of '
                  f'{d["images_with_zeros"]} of {d["images"]} images underflowed to 0, and 0 * log(0) is nan. '
                  f'{d["of_these_right"]} of those images were classified right; --loss stable cannot underflow')
     else:

@@ -527,8 +527,8 @@ def test_explain_tells_the_formula_from_an_overflow():
     told = describe({'loss': 'nan', 'epoch': 2, 'iteration': 7, 'training_accuracy_before': 0.75, **found})
     assert told == (
         'the training loss is nan at epoch 2, iteration 7. Cause: the loss formula. All logits are finite, but the '
-        'largest gap between two of an image is 200.0, so that 18 softmax probabilities of 2 of 3 images underflowed '
-        'to 0, and 0 * log(0) is nan. 1 of those images were classified right; --loss stable would have gone on. '
+        'largest gap between two of an image is 200, so that 18 softmax probabilities of 2 of 3 images underflowed '
+        'to 0, and 0 * log(0) is nan. 1 of those images were classified right; --loss stable cannot underflow. '
         'Training accuracy before: 0.750')
     output[2, 0] = np.inf
     for method in ('manual', 'stable'):
