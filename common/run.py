@@ -203,7 +203,7 @@ class Run:
                 return True
             if isinstance(error, Interrupted):
                 self._end('interrupted')
-            elif self._rows or self.record['divergence']:
+            elif self._rows or self.record['divergence'] or self._given.resume is not None:
                 self._end('failed', f'{kind.__name__}: {error}')
             else:
                 self._files.remove()

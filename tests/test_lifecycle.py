@@ -454,6 +454,22 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(narrow, run, tmp_pat
     assert list((tmp_path / 'results').iterdir()) == []
 
 
+def test_a_resumed_run_that_fails_deletes_nothing(narrow, start, run, tmp_path):
+    script = narrow('alexnet4')
+    process = start(script, '--epochs', 2, *SMALL)
+    for line in process.stdout:
+        if line.startswith('step 0, iteration 0'):
+            break
+    process.kill()
+    process.wait()
+    prelude = "from common.run import Run\ndef step(*_, **__):\n    raise OSError('broken')\nRun.step = step"
+    status, _, stderr = run(script, '--resume', prelude=prelude)
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: broken; 0 epochs of alexnet4 are kept'
+    assert record(tmp_path)['status'] == 'failed' and 'broken' in record(tmp_path)['error']
+    assert run(script, '--resume')[0] == 0
+    is_whole(tmp_path / 'results', 'alexnet4', 2)
+
+
 # The record
 
 def test_the_record(narrow, run, tmp_path):
