@@ -64,10 +64,6 @@ class Files:
         except FileNotFoundError:
             raise Refused(f'there is no run {name} in {results_dir}') from None
 
-    def read_record(self):
-        """The record, a dict. Raises Refused where it is missing or damaged."""
-        return read_record(self.json)
-
     def write_record(self, record):
         """Replace the record, as a whole."""
         with _replacing(self.json) as file:

@@ -112,7 +112,7 @@ class Run:
         given = self._given
         name = self._newest_unfinished(script) if given.resume is True else given.resume
         self._files = records.Files.reopen(given.results_dir, name)
-        self.record = self._files.read_record()
+        self.record = records.read_record(self._files.json)
         options = self.record['options']
         if self.record['script'] != script.name:
             raise Refused(f'{name} is a run of {self.record["script"]}')
@@ -240,6 +240,7 @@ class Run:
         """A tf.Session on the default graph, whose variables the run saves after each epoch."""
         self._saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True)      # old ones: see _save
         self._weights = tf.trainable_variables()
+        self._learning_rate = _learning_rate(tf.get_default_graph())
         with tf.Session(config=config) as self._sess, contextlib.ExitStack() as stack:
             self._writer = None
             if self._given.tensorboard:
@@ -303,7 +304,7 @@ class Run:
 
         g: what build_graph returns. Raises Diverged at a loss that is not finite with --stop-on-nan.
         """
-        watched = [g.loss, g.output, g.y_output, _learning_rate(g)]
+        watched = [g.loss, g.output, g.y_output, self._learning_rate]
         _, loss, output, y_output, rate = self._sess.run([g.train_step, *watched], feed_dict=feed_dict)
         gap = float(np.ptp(output, axis=1).max())
         if np.isfinite(gap):
@@ -434,9 +435,9 @@ def _reason(error):
     return next((line for line, after in itertools.pairwise(lines) if '[[{{node' in after), lines[0])
 
 
-def _learning_rate(g):
+def _learning_rate(graph):
     """The tensor of the rate that the optimizer applies, placeholder or constant."""
-    update = next(op for op in g.loss.graph.get_operations() if op.type == 'ResourceApplyGradientDescent')
+    update = next(op for op in graph.get_operations() if op.type == 'ResourceApplyGradientDescent')
     return update.inputs[1]
 
 
