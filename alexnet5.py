@@ -16,6 +16,7 @@ The article numbers these lines 1 to 6; the epochs are from its author's own rec
 from types import SimpleNamespace
 
 from common.run import Run      # before TensorFlow: quietens its warnings
+from common.ops import local_response_normalization
 
 import tensorflow.compat.v1 as tf
 
@@ -72,7 +73,7 @@ def build_graph(loss_method='manual'):
         conv1 = tf.nn.conv2d(X_image, W_conv['conv1'], strides=[1, 4, 4, 1], padding='VALID')
         conv1 = tf.nn.bias_add(conv1, b_conv['conv1'])
         conv1 = tf.nn.relu(conv1)
-        conv1 = tf.nn.local_response_normalization(conv1, depth_radius=2, alpha=2e-05, beta=0.75, bias=1.0)
+        conv1 = local_response_normalization(conv1, depth_radius=2, alpha=2e-05, beta=0.75, bias=1.0)
         # [batch, 55, 55, 96]
 
         # Pooling 1
@@ -83,7 +84,7 @@ def build_graph(loss_method='manual'):
         conv2 = tf.nn.conv2d(pool1, W_conv['conv2'], strides=[1, 1, 1, 1], padding='SAME')
         conv2 = tf.nn.bias_add(conv2, b_conv['conv2'])
         conv2 = tf.nn.relu(conv2)
-        conv2 = tf.nn.local_response_normalization(conv2, depth_radius=2, alpha=2e-05, beta=0.75, bias=1.0)
+        conv2 = local_response_normalization(conv2, depth_radius=2, alpha=2e-05, beta=0.75, bias=1.0)
         # [batch, 27, 27, 256]
 
         # Pooling 2
@@ -168,13 +169,13 @@ def main():
             for i in run.epochs():
                 for iteration, batch_xs, batch_ys in run.batches(i):
                     run.step(g, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                    train_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                    run.print("step {}, iteration {}, training accuracy {}".format(i, iteration, train_accuracy))
+                    if iteration % run.log_every == 0:
+                        train_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
+                        run.print("step {}, iteration {}, training accuracy {}".format(i, iteration, train_accuracy))
                     run.iteration_done(train_accuracy)
 
-                batch_xs, batch_ys = run.test_batch()
-                loss_val = sess.run(g.loss, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                test_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
+                loss_val = run.evaluate(g, g.loss)
+                test_accuracy = run.evaluate(g, g.accuracy)
                 run.print("step {}, loss {}, testing accuracy {}".format(i, loss_val, test_accuracy))
                 run.epoch_done(loss_val, test_accuracy)
 

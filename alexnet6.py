@@ -14,6 +14,7 @@ The article prints "step 1" on all four lines; the epochs are from its author's 
 from types import SimpleNamespace
 
 from common.run import Run      # before TensorFlow: quietens its warnings
+from common.ops import batch_normalization, moments
 
 import tensorflow.compat.v1 as tf
 
@@ -39,15 +40,15 @@ def batch_norm(inputs, is_training, is_conv_out=True, decay=0.999):
     pop_var = tf.Variable(tf.ones([inputs.get_shape()[-1]]), trainable=False)
     if is_training:
         if is_conv_out:
-            batch_mean, batch_var = tf.nn.moments(inputs, [0, 1, 2])
+            batch_mean, batch_var = moments(inputs, [0, 1, 2])
         else:
-            batch_mean, batch_var = tf.nn.moments(inputs, [0])
+            batch_mean, batch_var = moments(inputs, [0])
         train_mean = tf.assign(pop_mean, pop_mean*decay+batch_mean*(1-decay))
         train_var = tf.assign(pop_var, pop_var*decay+batch_var*(1-decay))
         with tf.control_dependencies([train_mean, train_var]):
-            return tf.nn.batch_normalization(inputs, batch_mean, batch_var, beta, scale, 0.001)
+            return batch_normalization(inputs, batch_mean, batch_var, beta, scale, 0.001)
     else:
-        return tf.nn.batch_normalization(inputs, pop_mean, pop_var, beta, scale, 0.001)
+        return batch_normalization(inputs, pop_mean, pop_var, beta, scale, 0.001)
 
 
 def build_graph(loss_method='manual'):
@@ -173,7 +174,8 @@ def build_graph(loss_method='manual'):
 def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
     test images after each epoch, each by a run of its own."""
-    with Run(__file__, training_epoch, batch_size) as run, tf.Graph().as_default():
+    # All test images in one run: each is normalized with the others.
+    with Run(__file__, training_epoch, batch_size, test_at_once=True) as run, tf.Graph().as_default():
         tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)
         init = tf.global_variables_initializer()
@@ -185,13 +187,13 @@ def main():
             for i in run.epochs():
                 for iteration, batch_xs, batch_ys in run.batches(i):
                     run.step(g, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                    train_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                    run.print("step {}, iteration {}, training accuracy {}".format(i, iteration, train_accuracy))
+                    if iteration % run.log_every == 0:
+                        train_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
+                        run.print("step {}, iteration {}, training accuracy {}".format(i, iteration, train_accuracy))
                     run.iteration_done(train_accuracy)
 
-                batch_xs, batch_ys = run.test_batch()
-                loss_val = sess.run(g.loss, feed_dict={g.X: batch_xs, g.y: batch_ys})
-                test_accuracy = sess.run(g.accuracy, feed_dict={g.X: batch_xs, g.y: batch_ys})
+                loss_val = run.evaluate(g, g.loss)
+                test_accuracy = run.evaluate(g, g.accuracy)
                 run.print("step {}, loss {}, testing accuracy {}".format(i, loss_val, test_accuracy))
                 run.epoch_done(loss_val, test_accuracy)
 

@@ -160,6 +160,23 @@ def code_lines(source):
     return [line for line in lines if line is not None]
 
 
+def memory():
+    """The machine's memory in bytes, or what a container leaves of it."""
+    limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+    with contextlib.suppress(OSError, ValueError):      # ValueError: 'max', for no limit
+        limits.append(int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    return min(limits)
+
+
+def native_bfloat16():
+    """Whether the CPU has instructions for bfloat16, as far as Linux tells; elsewhere, True."""
+    try:
+        flags = set(Path('/proc/cpuinfo').read_text().split())
+    except OSError:
+        return True
+    return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})
+
+
 def environment(tf):
     """What a run is made with, besides its script: versions, sha256 of common/, and hardware."""
     import cv2

@@ -9,15 +9,17 @@ A script uses it like this:
             for i in run.epochs():                      # a resumed run's start where it stopped
                 for iteration, batch_xs, batch_ys in run.batches(i):
                     run.step(g, feed_dict)              # a training step that is watched for nan
-                    ...
-                    run.print(line)
+                    if iteration % run.log_every == 0:
+                        ...
+                        run.print(line)
                     run.iteration_done(training_accuracy)
-                batch_xs, batch_ys = run.test_batch()
-                ...
+                loss = run.evaluate(g, g.loss)          # on the test images
+                accuracy = run.evaluate(g, g.accuracy)
                 run.epoch_done(loss, accuracy)
 """
 import argparse
 import ast
+import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -35,12 +37,15 @@ from pathlib import Path
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import mnist, records
+from common import mnist, ops, records
 from common.images import image_shape_scale
 from common.records import ROOT, Refused
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 WARM_UP = 3     # iterations before the time left is worth telling
+PIECE = 200     # test images evaluated at once, where none depends on the others
+# Memory that a run with test_at_once takes: 5.3 GiB were seen at 1000 test images, 10.1 at 3000.
+BASE_GIB, TEST_IMAGE_GIB = 2.9, 0.0024
 
 
 class Interrupted(Exception):
@@ -54,21 +59,25 @@ class Diverged(Exception):
 class Run:
     """One run of the script at path `script`, as the command line asks for.
 
+    test_at_once: whether an image's result depends on the rest of its batch, so that the test images
+    must go through the network all at once; otherwise they go through in pieces, with less memory.
     Ends the process with one line on stderr: status 2 for a bad command line, 1 where the data, a
     folder or the run to resume cannot be had. As a context manager it does the same for what goes
     wrong inside: 1 for a full disk or too little memory, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Attributes: loss_method, 'manual', 'builtin' or 'stable'; graph_seed, an int for variables and
-    dropout; name, the run's name in its results folder; record, a dict, what NAME.json holds.
+    Attributes: loss_method, 'manual', 'builtin' or 'stable'; log_every, iterations between two runs for
+    the training accuracy; graph_seed, an int for variables and dropout; name, the run's name in its
+    results folder; record, a dict, what NAME.json holds.
     """
 
-    def __init__(self, script, training_epoch, batch_size):
+    def __init__(self, script, training_epoch, batch_size, test_at_once=False):
         for stream in ('stdout', 'stderr'):             # None where it is closed
             setattr(sys, stream, getattr(sys, stream) or open(os.devnull, 'w'))  # noqa: SIM115
         script = Path(script)
         self.program = script.name
         defaults = {'epochs': training_epoch, 'train_images': TRAIN_IMAGES, 'test_images': 1000,
-                    'batch_size': batch_size, 'seed': None, 'loss': 'manual'}
+                    'batch_size': batch_size, 'seed': None, 'loss': 'manual', 'precision': 'float32', 'log_every': 1}
+        self._test_at_once = test_at_once
         parser = _parser(script, defaults)
         given = parser.parse_args()
         self._given = given
@@ -79,7 +88,7 @@ class Run:
             if given.resume is None:
                 self._begin(parser, script, defaults)
             else:
-                self._reopen(parser, script)
+                self._reopen(parser, script, defaults)
         except KeyboardInterrupt:
             print(f'{self.program}: interrupted; nothing was begun', file=sys.stderr)
             sys.exit(130)
@@ -102,18 +111,18 @@ class Run:
         self.first_epoch, self._rows, self._checkpoint = 0, [], None
         self.record = {
             'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': _argv(),
-            'seed': options['seed'], 'options': options, 'precision': 'float32', **records.environment(tf),
+            'seed': options['seed'], 'options': options, 'precision': self._precision, **records.environment(tf),
             'start': _now(), 'end': None, 'status': 'running', 'divergence': None, 'epochs': [], 'resumed': [],
         }
         self._files.write_record(self.record)
 
-    def _reopen(self, parser, script):
+    def _reopen(self, parser, script, defaults):
         """A run to go on with: refuse it, or take its options, and find its checkpoint."""
         given = self._given
         name = self._newest_unfinished(script) if given.resume is True else given.resume
         self._files = records.Files.reopen(given.results_dir, name)
         self.record = records.read_record(self._files.json)
-        options = self.record['options']
+        options = self.record['options'] = defaults | self.record['options']
         if self.record['script'] != script.name:
             raise Refused(f'{name} is a run of {self.record["script"]}')
         for option, recorded in options.items():
@@ -157,11 +166,24 @@ class Run:
         mnist_data_set = mnist.read_data_sets(self._given.data_dir, one_hot=True, validation_size=0)
         train, test = mnist_data_set.train, mnist_data_set.test
         self._options = options
+        self._precision = options['precision']
+        if self._precision == 'bfloat16' and not ops.can_use_bfloat16():
+            self._precision = 'float32'
+        self._check_memory()
         self._train = mnist.DataSet(train.images[:options['train_images']], train.labels[:options['train_images']],
                                     options['seed'])
         self._test_images = image_shape_scale(test.images[:options['test_images']])
         self._test_labels = test.labels[:options['test_images']]
         self._signals.start()       # before there is a file that an interruption could leave behind
+
+    def _check_memory(self):
+        """Refuse more test images at once than fit into memory."""
+        have = records.memory() / 2**30
+        count = self._options['test_images']
+        if self._test_at_once and not _gpus() and BASE_GIB + count * TEST_IMAGE_GIB > have:
+            raise Refused(f'{count} test images at once take about {BASE_GIB + count * TEST_IMAGE_GIB:.0f} GiB of '
+                          f'memory, and there are {have:.1f}: give --test-images '
+                          f'{max(1, int((have - BASE_GIB) / TEST_IMAGE_GIB))} or less')
 
     @property
     def name(self):
@@ -172,6 +194,11 @@ class Run:
     def loss_method(self):
         """'manual', 'builtin' or 'stable'."""
         return self._options['loss']
+
+    @property
+    def log_every(self):
+        """Iterations from one run for the training accuracy to the next."""
+        return self._options['log_every']
 
     @property
     def graph_seed(self):
@@ -186,9 +213,12 @@ class Run:
         return (self._given.checkpoint_dir or self._given.results_dir / '.checkpoints') / self.name
 
     def __enter__(self):
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(ops.precision(self._precision))
         return self
 
     def __exit__(self, kind, error, traceback):
+        self._stack.close()
         self._signals.stop()
         self._live.clear()
         kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
@@ -238,6 +268,7 @@ class Run:
     @contextlib.contextmanager
     def session(self, config):
         """A tf.Session on the default graph, whose variables the run saves after each epoch."""
+        ops.configure(config, self._precision)
         self._saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True)      # old ones: see _save
         self._weights = tf.trainable_variables()
         self._learning_rate = _learning_rate(tf.get_default_graph())
@@ -251,8 +282,11 @@ class Run:
     def epochs(self):
         """Yield the steps i: 0-based, as the article counts epochs; a resumed run's from its checkpoint on."""
         self._start_or_restore()
+        epochs = range(self.first_epoch, self._options['epochs'])
+        self._feed = self._stack.enter_context(Feed(
+            self._train, self._options['batch_size'], len(epochs) * self._total_batch))
         self._clock = time.monotonic()
-        for i in range(self.first_epoch, self._options['epochs']):
+        for i in epochs:
             self._signals.check()
             self._epoch = {'largest_logit_gap': None}
             self._epoch_start = time.monotonic()
@@ -278,7 +312,7 @@ class Run:
                 record['divergence'] = None
             record.pop('error', None)
             record['resumed'].append({'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': _argv(),
-                                      **records.environment(tf)})
+                                      'precision': self._precision, **records.environment(tf)})
             record |= {'status': 'running', 'end': None}
             self._files.write_record(record)
             begins = f'{self.name} goes on with epoch {self.first_epoch + 1} of {options["epochs"]}, each'
@@ -288,15 +322,20 @@ class Run:
         self.say(
             f'{self.program}: {begins} of {_count(self._total_batch, "iteration")}, '
             f'{options["batch_size"]} images each, then {_count(len(self._test_images), "test image")}; '
-            f'loss {self.loss_method}, seed {options["seed"]}, {_device()}. Results: {_shown(self._files.csv)}')
+            f'loss {self.loss_method}, {self._precision}, seed {options["seed"]}, {_device()}. '
+            f'Results: {_shown(self._files.csv)}')
+        if self._precision != options['precision']:
+            why = 'is for the CPU' if _gpus() else 'is not to be had from this TensorFlow on this CPU'
+            self.say(f'{self.program}: bfloat16 {why}: this run is in float32')
+        elif self._precision == 'bfloat16' and not records.native_bfloat16():
+            self.say(f'{self.program}: this CPU has no instructions for bfloat16: float32 would be faster')
 
     def batches(self, i):
         """Yield (iteration, batch_xs, batch_ys) for step i: [batch_size, 227, 227, 1] float32 images
         in 0..1 and [batch_size, 10] float64 one-hot labels."""
         for iteration in range(self._total_batch):
-            batch_xs, batch_ys = self._train.next_batch(self._options['batch_size'])
             self._position = i, iteration
-            yield iteration, image_shape_scale(batch_xs), batch_ys
+            yield iteration, *self._feed.next()
             self._signals.check()
 
     def step(self, g, feed_dict):
@@ -321,10 +360,24 @@ class Run:
             if self._given.stop_on_nan:
                 raise Diverged
 
-    def test_batch(self):
-        """The test images, [test_images, 227, 227, 1] float32, and labels, [test_images, 10] float64."""
+    def evaluate(self, g, figure):
+        """g.loss or g.accuracy on the test images: a numpy.float32.
+
+        g: what build_graph returns. In pieces, unless the run is one with test_at_once: the same figure,
+        for the loss is a sum over the images ('manual', 'stable') or a mean ('builtin'), as accuracy is.
+        """
         self._live.show(f'step {self._position[0]}, testing')
-        return self._test_images, self._test_labels
+        count = len(self._test_images)
+        size = count if self._test_at_once else PIECE
+        pieces = [slice(start, start + size) for start in range(0, count, size)]
+        values = [self._sess.run(figure, feed_dict={g.X: self._test_images[piece], g.y: self._test_labels[piece]})
+                  for piece in pieces]
+        if len(pieces) == 1:
+            return values[0]
+        if figure is g.loss and self.loss_method != 'builtin':
+            return np.float32(np.sum(values, dtype=np.float64))
+        shares = [len(self._test_labels[piece]) / count for piece in pieces]
+        return np.float32(np.dot(shares, np.float64(values)))
 
     def print(self, line):
         """Print a line of the article's to stdout, at once, and to the log."""
@@ -342,9 +395,12 @@ class Run:
         self._files.append_log(line)
 
     def iteration_done(self, training_accuracy):
-        """Take note of an iteration's end: show, on a terminal, where the run is and what is left."""
-        self._training_accuracy = float(training_accuracy)
-        self._scalars(**{'training/accuracy': training_accuracy})
+        """Take note of an iteration's end, with the training accuracy last measured: show, on a terminal,
+        where the run is and what is left."""
+        i, iteration = self._position
+        if iteration % self.log_every == 0:
+            self._training_accuracy = float(training_accuracy)
+            self._scalars(**{'training/accuracy': training_accuracy})
         self._iterations_done += 1
         if self._iterations_done == 1:
             self._clock = time.monotonic()          # the first iteration is slower than the rest
@@ -353,7 +409,6 @@ class Run:
         seconds = (time.monotonic() - self._clock) / (self._iterations_done - 1) * left
         if self._iterations_done == WARM_UP and left:
             self.say(f'{self.program}: about {_duration(seconds)} to go')
-        i, iteration = self._position
         self._live.show(f'step {i}, iteration {iteration}, training accuracy {training_accuracy:.3f}, '
                         f'{_duration(seconds)} left')
 
@@ -394,6 +449,40 @@ class Run:
             summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value))
                                         for tag, value in values.items()])
             self._writer.add_summary(summary, i * self._total_batch + iteration)
+
+
+class Feed:
+    """The batches of a run, each upscaled on a thread of its own while the one before it trains.
+
+    A context manager: at its end, the thread ends. count: the batches that will be asked for.
+    """
+
+    def __init__(self, data_set, batch_size, count):
+        self._data_set, self._batch_size, self._left = data_set, batch_size, count
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._order()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._thread.shutdown(cancel_futures=True)
+
+    def next(self):
+        """The next batch: [batch_size, 227, 227, 1] float32 and [batch_size, 10] float64. Raises what
+        went wrong on the thread."""
+        batch = self._coming.result()
+        self._order()
+        return batch
+
+    def _order(self):
+        if self._left:
+            self._left -= 1
+            self._coming = self._thread.submit(self._read)
+
+    def _read(self):
+        batch_xs, batch_ys = self._data_set.next_batch(self._batch_size)
+        return image_shape_scale(batch_xs), batch_ys
 
 
 def explain(loss_method, output, y_output, y):
@@ -521,6 +610,10 @@ def _parser(script, defaults):
     add_recorded('--loss', "manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: "
                  'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its '
                  'underflow', choices=['manual', 'builtin', 'stable'])
+    add_recorded('--precision', 'bfloat16: on a CPU, convolutions and matrix products in bfloat16, variables and loss '
+                 'in float32; faster where the CPU has instructions for it', choices=['float32', 'bfloat16'])
+    add_recorded('--log-every', 'measure and print the training accuracy every N-th iteration',
+                 type=_between(1, 1_000_000), metavar='N')
     add('--name', type=_name, default=re.sub(r'[^\w.+=-]', '-', script.stem),
         help=f"the run's name; NAME-2, -3, ... where it is taken "
         f'(default: {script.stem})')
@@ -600,8 +693,12 @@ def _now():
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
+def _gpus():
+    return tf.config.list_physical_devices('GPU')
+
+
 def _device():
-    return 'on /gpu:0' if tf.config.list_physical_devices('GPU') else 'on the CPU (no GPU found)'
+    return 'on /gpu:0' if _gpus() else 'on the CPU (no GPU found)'
 
 
 def _count(number, thing):

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,3 +61,18 @@ def run(start):
         stdout, stderr = process.communicate(timeout=300)
         return process.returncode, stdout, stderr
     return run
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2."""
+    def narrow(script, dense=16, replace=()):
+        source = (ROOT / f'{script}.py').read_text()
+        source = re.sub(r'\b(96|256|384)\b', '8', source).replace('4096', str(dense))
+        for old, new in replace:
+            assert source.count(old) == 1
+            source = source.replace(old, new)
+        path = tmp_path / f'{script}.py'
+        path.write_text(source)
+        return path
+    return narrow

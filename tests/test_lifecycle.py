@@ -19,21 +19,6 @@ from common import mnist, records
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 
 
-@pytest.fixture
-def narrow(tmp_path):
-    """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2."""
-    def narrow(script, dense=16, replace=()):
-        source = (ROOT / f'{script}.py').read_text()
-        source = re.sub(r'\b(96|256|384)\b', '8', source).replace('4096', str(dense))
-        for old, new in replace:
-            assert source.count(old) == 1
-            source = source.replace(old, new)
-        path = tmp_path / f'{script}.py'
-        path.write_text(source)
-        return path
-    return narrow
-
-
 class State:
     """What the files of a run say."""
 
@@ -484,7 +469,7 @@ def test_the_record(narrow, run, tmp_path):
     assert set(found['common']) == {f'common/{path.name}' for path in (ROOT / 'common').glob('*.py')}
     assert f'seed {found["seed"]}, on ' in stderr and found['options']['seed'] == found['seed'], 'drawn, told, recorded'
     assert found['options'] == {'epochs': 2, 'train_images': 16, 'test_images': 10, 'batch_size': 4,
-                                'seed': found['seed'], 'loss': 'manual'}
+                                'seed': found['seed'], 'loss': 'manual', 'precision': 'float32', 'log_every': 1}
     assert str(tmp_path) not in json.dumps(found['argv'])
     assert found['argv'][:4] == ['--data-dir', 'MNIST_data', '--results-dir', 'results']
     assert found['argv'][-1] == '--checkpoint-dir=checkpoints'

@@ -30,7 +30,7 @@ def test_scripts_that_train(script, run, tmp_path):
     assert len(lines) == len(patterns)
     assert all(re.fullmatch(*pair) for pair in zip(patterns, lines, strict=True)), stdout
     assert f'{script}.py: 2 epochs of 2 iterations, 4 images each, then 10 test images' in stderr
-    assert 'loss manual, seed 1, on ' in stderr and 'to go' in stderr
+    assert 'loss manual, float32, seed 1, on ' in stderr and 'to go' in stderr
     assert last_line(stderr) == f'{script}.py: done; results/{script}.csv, .json, .log and .png'
     assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == [
         '.checkpoints', *(f'{script}.{kind}' for kind in ('csv', 'json', 'log', 'png'))]
@@ -48,7 +48,7 @@ def test_scripts_that_diverge(script, run, tmp_path):
     assert re.fullmatch(ITERATION.format(0, 0), iteration)
     assert epoch == 'step 0, loss nan, testing accuracy 0.08500000089406967', "the article's line"
     assert (tmp_path / f'results/{script}.csv').read_text() == 'nan,0.085\n', '85 of 1000 test images are zeros'
-    assert re.search(r'1000 test images; loss manual, seed \d+, on ', stderr), 'a seed is drawn, and told'
+    assert re.search(r'1000 test images; loss manual, float32, seed \d+, on ', stderr), 'a seed is drawn, and told'
     divergence = records.read_record(tmp_path / f'results/{script}.json')['divergence']
     assert (divergence['epoch'], divergence['iteration'], divergence['cause']) == (1, 0, 'loss formula')
     assert divergence['largest_logit_gap'] > 87 and divergence['images'] == 4
@@ -77,6 +77,8 @@ def test_loss_methods_from_the_command_line(run, tmp_path):
     (['--train-images', 100], '--batch-size 200 is more than --train-images 100: give a smaller --batch-size'),
     (['--seed', -1], "--seed: '-1' is not a whole number from 0 to"),
     (['--loss', 'mean'], "--loss: invalid choice: 'mean'"),
+    (['--precision', 'float16'], "--precision: invalid choice: 'float16'"),
+    (['--log-every', 0], "--log-every: '0' is not a whole number from 1 to"),
     (['--name', ''], "--name: '' is not a name"),
     (['--name', 'a/b'], "--name: 'a/b' is not a name"),
     (['--name', '../up'], "--name: '../up' is not a name"),
