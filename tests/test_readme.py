@@ -1,0 +1,51 @@
+"""The README's figures against the records they come from."""
+import json
+
+import pytest
+from conftest import ROOT
+
+from common import benchmark, records
+
+README = (ROOT / 'README.md').read_text()
+REFERENCE = ROOT / 'results/reference'
+
+
+@pytest.mark.parametrize('experiment', [2, 4, 5, 6])
+def test_speed(experiment):
+    measured = json.loads((REFERENCE / f'benchmark-{experiment}.json').read_text())
+    assert measured['experiment'] == experiment and measured['batch_size'] == 200
+    assert f'```\n{benchmark.table(measured)}\n```' in README
+
+
+def same_results(experiment):
+    """The README's rows and, for accuracy and loss, the gaps between precisions and the spreads between seeds."""
+    rows, figures = [], {}
+    for seed in range(3):
+        for precision in ('float32', 'bfloat16'):
+            path = REFERENCE / f'precision/alexnet{experiment}-{precision}-{seed}'
+            record = records.read_record(path.with_suffix('.json'))
+            assert record['script'] == f'alexnet{experiment}.py' and record['status'] == 'complete'
+            assert record['precision'] == precision and record['options'] == {
+                'epochs': 1, 'train_images': 20000, 'test_images': 10000 if experiment == 4 else 1000,
+                'batch_size': 200, 'seed': seed, 'loss': 'manual', 'precision': precision, 'log_every': 10}
+            loss, accuracy = path.with_suffix('.csv').read_text().strip().split(',')
+            figures[precision, seed] = float(loss), float(accuracy)
+            rows.append(f'| {experiment} | {seed} | {precision} | {loss} | {accuracy} |')
+    found = []
+    for k in range(2):
+        gaps = [abs(figures['float32', seed][k] - figures['bfloat16', seed][k]) for seed in range(3)]
+        spreads = [max(values) - min(values) for values in
+                   ([figures[precision, seed][k] for seed in range(3)] for precision in ('float32', 'bfloat16'))]
+        found.append((sum(gaps) / 3, min(spreads)))
+    return rows, found
+
+
+@pytest.mark.parametrize('experiment', [4, 6])
+def test_precision_matters_less_than_the_seed(experiment):
+    rows, found = same_results(experiment)
+    assert '\n'.join(rows) in README
+    for gap, spread in found:
+        assert 0 < gap <= spread
+    (loss_gap, loss_spread), (gap, spread) = found
+    told = (f'| {experiment} | {loss_gap:.1f} | {loss_spread:.1f} | {gap:.4f} | {spread:.4f} |')
+    assert told in README, told
