@@ -99,7 +99,9 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
     def backward(x, dy, t):
         x, _, power = terms(x)
         dx = tf.cast(dy, tf.float32) * power - 2 * alpha * beta * x * window_sum(t)
-        return tf.cast(tf.where(x > 0, dx, tf.zeros_like(dx)) if after_relu else dx, _stored_as)
+        if after_relu:
+            dx = tf.where(x > 0, dx, 0 * dx)    # as TensorFlow's own: nan stays nan
+        return tf.cast(dx, _stored_as)
 
     @tf.custom_gradient
     def normalized(x):
