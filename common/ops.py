@@ -44,7 +44,7 @@ def configure(config, name):
 
 def can_use_bfloat16():
     """Whether the rewrite really happens here: a small product is run, and looked at."""
-    if _on_gpu():
+    if on_gpu():
         return False
     config, seen = tf.ConfigProto(), tf.RunMetadata()
     configure(config, 'bfloat16')
@@ -62,7 +62,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
 
     Each value is divided by (bias + alpha * the sum of squares over 2 * depth_radius + 1 channels) ** beta.
     """
-    if _on_gpu():
+    if on_gpu():
         return tf.nn.local_response_normalization(input, depth_radius, bias, alpha, beta, name=name)
     after_relu = input.op.type == 'Relu'
     if after_relu:      # taken in, it and its gradient cost no passes of their own
@@ -113,7 +113,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
 
 def moments(x, axes):
     """tf.nn.moments over all axes but the last: x [batch, ..., n] float32 to mean and variance, [n]."""
-    if _on_gpu():
+    if on_gpu():
         return tf.nn.moments(x, axes)
     if list(axes) != list(range(len(x.shape) - 1)):
         raise ValueError(f'axes must be all but the last, not {axes}')
@@ -146,7 +146,7 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
 
     (x - mean) / sqrt(variance + variance_epsilon) * scale + offset.
     """
-    if _on_gpu():
+    if on_gpu():
         return tf.nn.batch_normalization(x, mean, variance, offset, scale, variance_epsilon)
 
     @_fused
@@ -171,7 +171,8 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
         return _float32(normalized(_stored(x), mean, variance, tf.identity(offset), tf.identity(scale)))
 
 
-def _on_gpu():
+def on_gpu():
+    """Whether TensorFlow sees a GPU."""
     return bool(tf.config.list_physical_devices('GPU'))
 
 

@@ -178,12 +178,11 @@ class Run:
 
     def _check_memory(self):
         """Refuse more test images at once than fit into memory."""
-        have = records.memory() / 2**30
-        count = self._options['test_images']
-        if self._test_at_once and not _gpus() and BASE_GIB + count * TEST_IMAGE_GIB > have:
-            raise Refused(f'{count} test images at once take about {BASE_GIB + count * TEST_IMAGE_GIB:.0f} GiB of '
-                          f'memory, and there are {have:.1f}: give --test-images '
-                          f'{max(1, int((have - BASE_GIB) / TEST_IMAGE_GIB))} or less')
+        count, have = self._options['test_images'], records.memory() / 2**30
+        need = BASE_GIB + count * TEST_IMAGE_GIB
+        if self._test_at_once and need > have and not ops.on_gpu():
+            raise Refused(f'{count} test images at once take about {need:.0f} GiB of memory, and there are {have:.1f}: '
+                          f'give --test-images {max(1, int((have - BASE_GIB) / TEST_IMAGE_GIB))} or less')
 
     @property
     def name(self):
@@ -325,7 +324,7 @@ class Run:
             f'loss {self.loss_method}, {self._precision}, seed {options["seed"]}, {_device()}. '
             f'Results: {_shown(self._files.csv)}')
         if self._precision != options['precision']:
-            why = 'is for the CPU' if _gpus() else 'is not to be had from this TensorFlow on this CPU'
+            why = 'is for the CPU' if ops.on_gpu() else 'is not to be had from this TensorFlow on this CPU'
             self.say(f'{self.program}: bfloat16 {why}: this run is in float32')
         elif self._precision == 'bfloat16' and not records.native_bfloat16():
             self.say(f'{self.program}: this CPU has no instructions for bfloat16: float32 would be faster')
@@ -372,8 +371,6 @@ class Run:
         pieces = [slice(start, start + size) for start in range(0, count, size)]
         values = [self._sess.run(figure, feed_dict={g.X: self._test_images[piece], g.y: self._test_labels[piece]})
                   for piece in pieces]
-        if len(pieces) == 1:
-            return values[0]
         if figure is g.loss and self.loss_method != 'builtin':
             return np.float32(np.sum(values, dtype=np.float64))
         shares = [len(self._test_labels[piece]) / count for piece in pieces]
@@ -693,12 +690,8 @@ def _now():
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
-def _gpus():
-    return tf.config.list_physical_devices('GPU')
-
-
 def _device():
-    return 'on /gpu:0' if _gpus() else 'on the CPU (no GPU found)'
+    return 'on /gpu:0' if ops.on_gpu() else 'on the CPU (no GPU found)'
 
 
 def _count(number, thing):

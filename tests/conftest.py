@@ -21,6 +21,10 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 SCRIPTS = [f'alexnet{n}' for n in range(1, 8)]
 
 
+def last_line(stderr):
+    return stderr.strip().splitlines()[-1]
+
+
 @pytest.fixture(scope='session')
 def mnist_dir():
     """The project's MNIST_data, fetched once if it is not there."""

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, last_line
 
 from common import mnist, records
 
@@ -36,10 +36,6 @@ class State:
 
 def record(tmp_path, name='alexnet4'):
     return json.loads((tmp_path / f'results/{name}.json').read_text())
-
-
-def last_line(stderr):
-    return stderr.strip().splitlines()[-1]
 
 
 def snapshot(folder):

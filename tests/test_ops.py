@@ -115,7 +115,7 @@ def test_moments_over_other_axes_are_refused():
 
 
 def test_each_is_tensorflows_own_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(ops, '_on_gpu', lambda: True)
+    monkeypatch.setattr(ops, 'on_gpu', lambda: True)
     assert not ops.can_use_bfloat16()
     with tf.Graph().as_default() as graph:
         x = tf.placeholder(tf.float32, [None, 2, 2, 8])

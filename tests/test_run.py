@@ -8,17 +8,13 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, last_line
 
 from common import records
 
 FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 ITERATION = r'step {}, iteration {}, training accuracy (0|1)\.\d+'
 EPOCH = r'step {}, loss (nan|\d+\.\d+), testing accuracy (0|1)\.\d+'
-
-
-def last_line(stderr):
-    return stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize('script', ['alexnet2', 'alexnet3', 'alexnet4', 'alexnet5', 'alexnet6'])

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, last_line
 
 from common import benchmark, images, mnist, ops, records
 from common.run import Feed, Run
@@ -16,10 +16,6 @@ from common.run import Feed, Run
 import tensorflow.compat.v1 as tf  # isort: skip
 
 SMALL = ['--epochs', 1, '--train-images', 20, '--batch-size', 4, '--test-images', 10, '--seed', 1]
-
-
-def last_line(stderr):
-    return stderr.strip().splitlines()[-1]
 
 
 # The feed
