@@ -68,9 +68,11 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
     if after_relu:      # taken in, it and its gradient cost no passes of their own
         input, = input.op.inputs
 
-    def window_sum(x):
-        channels = x.shape[-1]
-        padded = tf.pad(x, [(0, 0)] * (len(x.shape) - 1) + [(depth_radius, depth_radius)])
+    def pad(x):
+        return tf.pad(x, [(0, 0)] * (len(x.shape) - 1) + [(depth_radius, depth_radius)])
+
+    def window_sum(padded):
+        channels = padded.shape[-1] - 2 * depth_radius
         return sum(padded[..., k:k + channels] for k in range(2 * depth_radius + 1))
 
     def terms(x):
@@ -78,7 +80,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
         x = tf.cast(x, tf.float32)
         if after_relu:
             x = tf.maximum(x, 0)
-        base = bias + alpha * window_sum(x * x)
+        base = bias + alpha * window_sum(pad(x * x))
         if beta == 0.75:
             root = tf.math.rsqrt(base)
             return x, base, root * tf.sqrt(root)    # several times faster than a power
@@ -89,11 +91,14 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
         x, _, power = terms(x)
         return tf.cast(x * power, _stored_as)
 
-    # Two functions, for XLA would compute the first again for each channel of the second's window.
+    # Functions of their own, for XLA would compute the first again for each channel of the third's window, and
+    # would hold the second's input as long as its output.
     @_fused
     def weighted(x, dy):
         x, base, power = terms(x)
         return tf.cast(dy, tf.float32) * x * power / base
+
+    padded = _fused(pad)
 
     @_fused
     def backward(x, dy, t):
@@ -105,7 +110,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
 
     @tf.custom_gradient
     def normalized(x):
-        return forward(x), lambda dy: backward(x, dy, weighted(x, dy))
+        return forward(x), lambda dy: backward(x, dy, padded(weighted(x, dy)))
 
     with tf.name_scope(name or 'LRN'):
         return _float32(normalized(_stored(input)))
