@@ -26,9 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from common import mnist
+from common.command_line import TRAIN_IMAGES, between
 from common.images import image_shape_scale
 from common.records import ROOT, environment
-from common.run import LiveLine, Run
+from common.run import Run
+from common.terminal import LiveLine
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
@@ -43,8 +45,9 @@ def main():
         "Seconds an iteration: the article's way against this suite's float32 and bfloat16, in turn."))
     parser.add_argument('--experiment', type=int, choices=range(1, 8), default=2, metavar='N',
                         help='1 to 7 (default: 2)')
-    parser.add_argument('--iterations', type=_positive, default=10, metavar='K', help='of each way (default: 10)')
-    parser.add_argument('--batch-size', type=_positive, default=200, metavar='N', help='(default: 200)')
+    parser.add_argument('--iterations', type=between(1, 1000), default=10, metavar='K',
+                        help='of each way (default: 10)')
+    parser.add_argument('--batch-size', type=between(1, TRAIN_IMAGES), default=200, metavar='N', help='(default: 200)')
     parser.add_argument('--data-dir', type=Path, default=ROOT / 'MNIST_data', metavar='DIR',
                         help="folder of MNIST's four files (default: MNIST_data)")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write every sample, too')
@@ -54,7 +57,7 @@ def main():
         return work(given)
     if given.json and not given.json.absolute().parent.is_dir():
         parser.error(f'--json: there is no folder {given.json.absolute().parent}')
-    if (WARM_UP + given.iterations) * given.batch_size > 60_000:
+    if (WARM_UP + given.iterations) * given.batch_size > TRAIN_IMAGES:
         parser.error('--iterations and --batch-size ask for more than the 60000 training images')
     try:
         mnist.read_data_sets(given.data_dir)
@@ -153,12 +156,6 @@ def table(measured):
 def _ratio(article, ours):
     ratios = [a / b for a, b in zip(article, ours, strict=True)]
     return f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
-
-
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1')
-    return int(text)
 
 
 # In a worker

@@ -1,4 +1,6 @@
 """Upscaling: MNIST's 28x28 digits to the 227x227 that AlexNet takes."""
+import concurrent.futures
+
 import numpy as np
 
 try:
@@ -22,3 +24,37 @@ def image_shape_scale(batch_xs):
     for img, out in zip(images, scaled, strict=True):
         out[..., 0] = cv2.resize(img, (227, 227))
     return scaled
+
+
+class Feed:
+    """The batches of a run, each upscaled on a thread of its own while the one before it trains.
+
+    A context manager: at its end, the thread ends. count: the batches that will be asked for.
+    """
+
+    def __init__(self, data_set, batch_size, count):
+        self._data_set, self._batch_size, self._left = data_set, batch_size, count
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._order()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._thread.shutdown(cancel_futures=True)
+
+    def next(self):
+        """The next batch: [batch_size, 227, 227, 1] float32 and [batch_size, 10] float64. Raises what
+        went wrong on the thread."""
+        batch = self._coming.result()
+        self._order()
+        return batch
+
+    def _order(self):
+        if self._left:
+            self._left -= 1
+            self._coming = self._thread.submit(self._read)
+
+    def _read(self):
+        batch_xs, batch_ys = self._data_set.next_batch(self._batch_size)
+        return image_shape_scale(batch_xs), batch_ys

@@ -66,7 +66,7 @@ class Files:
 
     def write_record(self, record):
         """Replace the record, as a whole."""
-        with _replacing(self.json) as file:
+        with replacing(self.json) as file:
             file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b'\n')
 
     def append_row(self, loss, accuracy):
@@ -87,19 +87,8 @@ class Files:
             raise
 
     def rows(self, count):
-        """The first count epochs as a list of (loss, accuracy) float32. Raises Refused where they are
-        not there or not numbers."""
-        lines = self.csv.read_bytes().splitlines(keepends=True)
-        if len(lines) < count:
-            raise Refused(f'{self.csv} is damaged: {len(lines)} lines, where {count} epochs are done')
-        rows = []
-        for number, line in enumerate(lines[:count], 1):
-            try:
-                loss, accuracy = map(float, line.removesuffix(b'\n').split(b','))
-            except ValueError:
-                raise Refused(f'{self.csv} is damaged: line {number} is not `loss,accuracy`') from None
-            rows.append((np.float32(loss), np.float32(accuracy)))
-        return rows
+        """The first count epochs as read_rows gives them. Raises Refused where they are not there or not numbers."""
+        return read_rows(self.csv, count)
 
     def cut(self, count):
         """Cut the CSV to its first count lines."""
@@ -115,7 +104,7 @@ class Files:
         """Draw test accuracy and test loss over epochs. rows: [(loss, accuracy)]."""
         figure = Figure(figsize=(7, 6))
         draw(figure, self.name, rows)
-        with _replacing(self.png) as file:
+        with replacing(self.png) as file:
             figure.savefig(file, format='png', dpi=120)
 
     def remove(self):
@@ -125,7 +114,7 @@ class Files:
 
 
 @contextlib.contextmanager
-def _replacing(path):
+def replacing(path):
     """A file to write; it takes path's place once it is whole. Only the run that holds the lock writes."""
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
@@ -148,6 +137,24 @@ def read_record(path):
         return record
     except (OSError, ValueError) as error:
         raise Refused(f'the record {path} is missing or damaged ({error})') from None
+
+
+def read_rows(path, count=None):
+    """The CSV at path, or its first count lines, as a list of (loss, accuracy) float32.
+
+    Raises Refused where a line is not that or fewer than count are there, OSError where it cannot be read.
+    """
+    lines = path.read_bytes().splitlines()
+    if count is not None and len(lines) < count:
+        raise Refused(f'{path} is damaged: {len(lines)} lines, where {count} epochs are done')
+    rows = []
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            loss, accuracy = map(float, line.split(b','))
+        except ValueError:
+            raise Refused(f'{path} is damaged: line {number} is not `loss,accuracy`') from None
+        rows.append((np.float32(loss), np.float32(accuracy)))
+    return rows
 
 
 def code_lines(source):
@@ -216,6 +223,14 @@ def show(name, rows):
     import matplotlib.pyplot as plt
     draw(plt.figure(figsize=(7, 6)), name, rows)
     plt.show()
+
+
+def decades(axes):
+    """Make the y axis, of what is drawn already, a logarithmic one over whole decades."""
+    axes.set_yscale('log', nonpositive='mask')
+    low, high = axes.dataLim.minposy, axes.dataLim.y1
+    if 0 < low <= high < np.inf:
+        axes.set_ylim(10 ** np.floor(np.log10(low * 0.99)), 10 ** np.ceil(np.log10(high * 1.01)))
 
 
 def draw(figure, name, rows):

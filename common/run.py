@@ -17,19 +17,14 @@ A script uses it like this:
                 accuracy = run.evaluate(g, g.accuracy)
                 run.epoch_done(loss, accuracy)
 """
-import argparse
-import ast
-import concurrent.futures
 import contextlib
 import itertools
 import os
-import re
 import secrets
 import shlex
 import shutil
-import signal
 import sys
-import threading
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,23 +32,24 @@ from pathlib import Path
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import mnist, ops, records
-from common.images import image_shape_scale
+from common import command_line, mnist, ops, probe, records
+from common.divergence import describe, explain
+from common.images import Feed, image_shape_scale
 from common.records import ROOT, Refused
+from common.terminal import Interrupted, LiveLine, Signals
 
-TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 WARM_UP = 3     # iterations before the time left is worth telling
 PIECE = 200     # test images evaluated at once, where none depends on the others
 # Memory that a run with test_at_once takes: 5.3 GiB were seen at 1000 test images, 10.1 at 3000.
 BASE_GIB, TEST_IMAGE_GIB = 2.9, 0.0024
 
 
-class Interrupted(Exception):
-    """The user asked the run to end. Its argument is the signal's number."""
-
-
 class Diverged(Exception):
     """The training loss is not finite, and --stop-on-nan was given."""
+
+
+class Probed(Exception):
+    """The first batch was looked at, as --probe asks."""
 
 
 class Run:
@@ -75,17 +71,18 @@ class Run:
             setattr(sys, stream, getattr(sys, stream) or open(os.devnull, 'w'))  # noqa: SIM115
         script = Path(script)
         self.program = script.name
-        defaults = {'epochs': training_epoch, 'train_images': TRAIN_IMAGES, 'test_images': 1000,
-                    'batch_size': batch_size, 'seed': None, 'loss': 'manual', 'precision': 'float32', 'log_every': 1}
+        defaults = command_line.defaults(training_epoch, batch_size)
         self._test_at_once = test_at_once
-        parser = _parser(script, defaults)
-        given = parser.parse_args()
+        parser = command_line.parser(script, defaults)
+        given = command_line.parse(parser)
         self._given = given
         self._live = LiveLine()
         tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
         self._signals = Signals(self)
         try:
             if given.resume is None:
+                # A probe leaves no run behind.
+                self._scratch = tempfile.TemporaryDirectory() if given.probe else None
                 self._begin(parser, script, defaults)
             else:
                 self._reopen(parser, script, defaults)
@@ -103,14 +100,15 @@ class Run:
     def _begin(self, parser, script, defaults):
         """A new run: take its options, its data and a name that is free."""
         options = defaults | {name: getattr(self._given, name) for name in defaults if hasattr(self._given, name)}
-        _check(parser, options, self._given)
+        command_line.check(parser, options)
         if options['seed'] is None:
             options['seed'] = secrets.randbelow(2**31)
         self._load(options)
-        self._files = records.Files.claim(self._given.results_dir, self._given.name)
+        results_dir = Path(self._scratch.name) if self._scratch else self._given.results_dir
+        self._files = records.Files.claim(results_dir, self._given.name)
         self.first_epoch, self._rows, self._checkpoint = 0, [], None
         self.record = {
-            'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': _argv(),
+            'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': command_line.argv(),
             'seed': options['seed'], 'options': options, 'precision': self._precision, **records.environment(tf),
             'start': _now(), 'end': None, 'status': 'running', 'divergence': None, 'epochs': [], 'resumed': [],
         }
@@ -131,7 +129,7 @@ class Run:
                 parser.error(f'--{option.replace("_", "-")} {new} contradicts {name}, which has {recorded}: '
                              'leave it out')
             options[option] = new
-        _check(parser, options, given)
+        command_line.check(parser, options)
         if records.code_lines(self.record['source']) != records.code_lines(script.read_text(encoding='utf-8')):
             raise Refused(f'{script.name} is not what it was when {name} began: see "source" in {self._files.json}')
         if self.record['divergence'] and self.record['divergence']['stopped']:
@@ -223,10 +221,12 @@ class Run:
         kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
         if isinstance(error, Refused):          # nothing was touched
             raise SystemExit(f'{self.program}: {error}') from None
+        if isinstance(error, Probed):
+            return True
         try:
             if error is None or isinstance(error, Diverged):
                 self._end('complete')
-                self.say(f'{self.program}: done; {_shown(self._files.csv)}, .json, .log and .png')
+                self.say(f'{self.program}: done; {command_line.shown(self._files.csv)}, .json, .log and .png')
                 if self._given.show and self._rows:
                     records.show(self.name, self._rows)
                 return True
@@ -240,7 +240,8 @@ class Run:
         except OSError as problem:              # on a full disk, even the record is too much
             error = problem if error is None else error
         if isinstance(error, Interrupted):
-            self._exit(128 + error.args[0], f'interrupted; {kept}. Go on with: {self._resume_command()}')
+            rest = '' if self._given.probe else f'; {kept}. Go on with: {self._resume_command()}'
+            self._exit(128 + error.args[0], f'interrupted{rest}')
         if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
             self._exit(1, f'out of memory; {kept}. A smaller --batch-size or --test-images needs less')
         if isinstance(error, OSError):
@@ -295,7 +296,7 @@ class Run:
         options = self._options
         if self._given.resume is None:
             if self.name != self._given.name:
-                self.say(f'{_shown(self._given.results_dir / self._given.name)}.* is there already: '
+                self.say(f'{command_line.shown(self._given.results_dir / self._given.name)}.* is there already: '
                          f'this run is {self.name}')
             begins = f'{_count(options["epochs"], "epoch")}'
         else:
@@ -310,7 +311,7 @@ class Run:
             if record['divergence'] and record['divergence']['epoch'] > self.first_epoch:
                 record['divergence'] = None
             record.pop('error', None)
-            record['resumed'].append({'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': _argv(),
+            record['resumed'].append({'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': command_line.argv(),
                                       'precision': self._precision, **records.environment(tf)})
             record |= {'status': 'running', 'end': None}
             self._files.write_record(record)
@@ -318,11 +319,12 @@ class Run:
         if self._writer:    # what an earlier start wrote from here on is void
             start = tf.SessionLog(status=tf.SessionLog.START)
             self._writer.add_session_log(start, self.first_epoch * self._total_batch)
-        self.say(
-            f'{self.program}: {begins} of {_count(self._total_batch, "iteration")}, '
-            f'{options["batch_size"]} images each, then {_count(len(self._test_images), "test image")}; '
-            f'loss {self.loss_method}, {self._precision}, seed {options["seed"]}, {_device()}. '
-            f'Results: {_shown(self._files.csv)}')
+        what = f'a look at one batch of {_count(options["batch_size"], "image")}' if self._given.probe else (
+            f'{begins} of {_count(self._total_batch, "iteration")}, {options["batch_size"]} images each, '
+            f'then {_count(len(self._test_images), "test image")}')
+        where = '' if self._given.probe else f'. Results: {command_line.shown(self._files.csv)}'
+        self.say(f'{self.program}: {what}; loss {self.loss_method}, {self._precision}, seed {options["seed"]}, '
+                 f'{_device()}{where}')
         if self._precision != options['precision']:
             why = 'is for the CPU' if ops.on_gpu() else 'is not to be had from this TensorFlow on this CPU'
             self.say(f'{self.program}: bfloat16 {why}: this run is in float32')
@@ -340,8 +342,11 @@ class Run:
     def step(self, g, feed_dict):
         """Run g.train_step, and watch the loss and logits of that very run.
 
-        g: what build_graph returns. Raises Diverged at a loss that is not finite with --stop-on-nan.
+        g: what build_graph returns. Raises Diverged at a loss that is not finite with --stop-on-nan, and
+        Probed with --probe, instead of a step.
         """
+        if self._given.probe:
+            self._probe(g, feed_dict)
         watched = [g.loss, g.output, g.y_output, self._learning_rate]
         _, loss, output, y_output, rate = self._sess.run([g.train_step, *watched], feed_dict=feed_dict)
         gap = float(np.ptp(output, axis=1).max())
@@ -355,9 +360,23 @@ class Run:
                 **explain(self.loss_method, output, y_output, feed_dict[g.y]),
                 'training_accuracy_before': self._training_accuracy, 'stopped': self._given.stop_on_nan}
             self._files.write_record(self.record)
-            self.say(f'{self.program}: {describe(self.record["divergence"])}')
+            before = self._training_accuracy
+            self.say(f'{self.program}: the training loss is {loss} at epoch {i + 1}, iteration {iteration}. '
+                     f'Cause: {describe(self.record["divergence"])}. Training accuracy before: '
+                     f'{"not measured yet" if before is None else f"{before:.3f}"}')
             if self._given.stop_on_nan:
                 raise Diverged
+
+    def _probe(self, g, feed_dict):
+        """Print and draw what a step with this batch would see."""
+        seen = probe.look(g, self._sess, feed_dict)
+        print(probe.table(seen, self.loss_method), flush=True)
+        folder = self._given.results_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f'{self._given.name}-probe.png'
+        probe.draw(seen, self.loss_method, self._given.name, path)
+        self.say(f'{self.program}: {command_line.shown(path)}')
+        raise Probed
 
     def evaluate(self, g, figure):
         """g.loss or g.accuracy on the test images: a numpy.float32.
@@ -448,73 +467,6 @@ class Run:
             self._writer.add_summary(summary, i * self._total_batch + iteration)
 
 
-class Feed:
-    """The batches of a run, each upscaled on a thread of its own while the one before it trains.
-
-    A context manager: at its end, the thread ends. count: the batches that will be asked for.
-    """
-
-    def __init__(self, data_set, batch_size, count):
-        self._data_set, self._batch_size, self._left = data_set, batch_size, count
-        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._order()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._thread.shutdown(cancel_futures=True)
-
-    def next(self):
-        """The next batch: [batch_size, 227, 227, 1] float32 and [batch_size, 10] float64. Raises what
-        went wrong on the thread."""
-        batch = self._coming.result()
-        self._order()
-        return batch
-
-    def _order(self):
-        if self._left:
-            self._left -= 1
-            self._coming = self._thread.submit(self._read)
-
-    def _read(self):
-        batch_xs, batch_ys = self._data_set.next_batch(self._batch_size)
-        return image_shape_scale(batch_xs), batch_ys
-
-
-def explain(loss_method, output, y_output, y):
-    """Why a training loss is not finite, from the step that gave it.
-
-    output: its logits, [batch, 10] float32; y_output: their softmax; y: the one-hot labels. Returns a
-    dict whose 'cause' is 'loss formula', where all logits are finite and the article's formula met a
-    probability that underflowed to 0, or else 'overflow'.
-    """
-    zero = y_output == 0
-    if np.isfinite(output).all() and zero.any() and loss_method == 'manual':
-        affected = zero.any(axis=1)
-        right = output.argmax(axis=1) == y.argmax(axis=1)
-        return {'cause': 'loss formula', 'images': len(output),
-                'largest_logit_gap': float(np.ptp(output, axis=1).max()), 'zero_probabilities': int(zero.sum()),
-                'images_with_zeros': int(affected.sum()), 'of_these_right': int((affected & right).sum())}
-    return {'cause': 'overflow', 'images': len(output),
-            'images_with_non_finite_logits': int((~np.isfinite(output)).any(axis=1).sum())}
-
-
-def describe(divergence):
-    """What explain found, in one line."""
-    d = divergence
-    before = d['training_accuracy_before']
-    if d['cause'] == 'loss formula':
-        cause = (f'the loss formula. All logits are finite, but the largest gap between two of an image is '
-                 f'{d["largest_logit_gap"]:.4g}, so that {d["zero_probabilities"]} softmax probabilities of '
-                 f'{d["images_with_zeros"]} of {d["images"]} images underflowed to 0, and 0 * log(0) is nan. '
-                 f'{d["of_these_right"]} of those images were classified right; --loss stable cannot underflow')
-    else:
-        cause = f'overflow. The logits of {d["images_with_non_finite_logits"]} of {d["images"]} images are not finite'
-    return (f'the training loss is {d["loss"]} at epoch {d["epoch"]}, iteration {d["iteration"]}. Cause: {cause}. '
-            f'Training accuracy before: {"not measured yet" if before is None else f"{before:.3f}"}')
-
-
 def _reason(error):
     """The line of a TensorFlow error that tells: it stands above the one that names the node."""
     lines = str(error).splitlines()
@@ -525,165 +477,6 @@ def _learning_rate(graph):
     """The tensor of the rate that the optimizer applies, placeholder or constant."""
     update = next(op for op in graph.get_operations() if op.type == 'ResourceApplyGradientDescent')
     return update.inputs[1]
-
-
-class Signals:
-    """Ctrl-C and SIGTERM: the first asks the run to end, a second ends the process at once.
-
-    Python runs its signal handlers between two bytecodes, and a training step is one that takes
-    seconds. So a thread reads the signals' numbers from the wake-up file, to which they come at once.
-    """
-
-    def __init__(self, run):
-        self._run = run
-        self._received = None
-
-    def start(self):
-        """Take the signals over."""
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
-                        if signal.getsignal(number) != signal.SIG_IGN}     # as it is under nohup or in the background
-        signal.set_wakeup_fd(write)
-        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
-
-    def stop(self):
-        """Give them back."""
-        signal.set_wakeup_fd(-1)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self):
-        """Raise Interrupted if one has come."""
-        if self._received:
-            raise Interrupted(self._received)
-
-    def _watch(self, read):
-        while True:
-            number = os.read(read, 1)[0]
-            if number in self._before:
-                if self._received:
-                    os._exit(128 + number)      # every file is whole at any moment
-                self._received = number
-                with contextlib.suppress(OSError):
-                    self._run.say(f'{self._run.program}: ending after this iteration; once more ends it at once')
-
-
-class LiveLine:
-    """A line at the foot of the terminal that overwrites itself; nothing where stderr is no terminal."""
-
-    def __init__(self):
-        self._on = sys.stderr.isatty()
-
-    def show(self, text):
-        """Overwrite the line with text, cut to the terminal's width."""
-        if self._on:
-            width = shutil.get_terminal_size().columns - 1
-            print(f'\r\x1b[K{text[:width]}', end='', file=sys.stderr, flush=True)
-
-    def clear(self):
-        """Blank the line, so that something else can be printed."""
-        self.show('')
-
-
-def _parser(script, defaults):
-    """The command line's parser. An option that a record keeps has no default here, so that --resume
-    can tell what was given."""
-    description, _, _ = (ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or '').partition('\n')
-    parser = argparse.ArgumentParser(
-        prog=script.name, description=description, allow_abbrev=False,
-        epilog='Exit status: 0 done, also where the loss became nan; 2 a bad command line; 130 after Ctrl-C, 143 after '
-               'SIGTERM; 1 anything else.')
-    add = parser.add_argument
-
-    def add_recorded(option, help, **keywords):
-        default = defaults[option.strip('-').replace('-', '_')]
-        add(option, default=argparse.SUPPRESS, help=f'{help} (default: {default or "drawn at random"})', **keywords)
-    add_recorded('--epochs', 'train N times on all training images', type=_between(1, 1_000_000), metavar='N')
-    add_recorded('--train-images', 'train on the first N images', type=_between(1, TRAIN_IMAGES), metavar='N')
-    add_recorded('--test-images', 'test on the first N images', type=_between(1, TEST_IMAGES), metavar='N')
-    add_recorded('--batch-size', 'images in a batch', type=_between(1, TRAIN_IMAGES), metavar='N')
-    add_recorded('--seed', 'for variables, dropout and data order', type=_between(0, 2**32 - 1), metavar='S')
-    add_recorded('--loss', "manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: "
-                 'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its '
-                 'underflow', choices=['manual', 'builtin', 'stable'])
-    add_recorded('--precision', 'bfloat16: on a CPU, convolutions and matrix products in bfloat16, variables and loss '
-                 'in float32; faster where the CPU has instructions for it', choices=['float32', 'bfloat16'])
-    add_recorded('--log-every', 'measure and print the training accuracy every N-th iteration',
-                 type=_between(1, 1_000_000), metavar='N')
-    add('--name', type=_name, default=re.sub(r'[^\w.+=-]', '-', script.stem),
-        help=f"the run's name; NAME-2, -3, ... where it is taken "
-        f'(default: {script.stem})')
-    add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
-        help="go on with that run, or with this script's newest unfinished one")
-    add('--stop-on-nan', action='store_true', help='end at the first training loss that is not finite')
-    add('--tensorboard', action='store_true', help='write scalars for TensorBoard, too')
-    add('--show', action='store_true', help='open the plot in a window at the end')
-    add('--data-dir', type=_folder, default=ROOT / 'MNIST_data', metavar='DIR',
-        help="folder of MNIST's four files (default: MNIST_data)")
-    add('--results-dir', type=_folder, default=ROOT / 'results', metavar='DIR',
-        help="folder of a run's files (default: results)")
-    add('--checkpoint-dir', type=_folder, metavar='DIR', help='folder of checkpoints (default: .checkpoints in the '
-        'results folder)')
-    return parser
-
-
-def _check(parser, options, given):
-    """Refuse options that do not go together."""
-    if options['batch_size'] > options['train_images']:
-        parser.error(f'--batch-size {options["batch_size"]} is more than --train-images {options["train_images"]}: '
-                     'give a smaller --batch-size')
-    if given.resume is not None and given.name != parser.get_default('name'):
-        parser.error('--name is for a new run: --resume takes a name itself')
-    if given.show and not records.can_show():
-        parser.error('--show: no window can be opened here; the plot is saved beside the CSV in any case')
-
-
-def _between(low, high):
-    def number(text):
-        if not re.fullmatch(r'-?\d{1,18}', text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {low} to {high}')
-        return int(text)
-    return number
-
-
-def _name(text):
-    if len(text.encode()) > 200:
-        raise argparse.ArgumentTypeError(f'{text[:20]!r}... is too long for a name')
-    if not re.fullmatch(r'\w[\w.+=-]*', text):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a name: letters, digits and . _ - + = make one')
-    if text == 'reference':
-        raise argparse.ArgumentTypeError("'reference' is taken by the recorded runs")
-    return text
-
-
-def _folder(text):
-    if not text:
-        raise argparse.ArgumentTypeError("'' is not a folder")
-    path = Path(text)
-    try:
-        nearest = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
-        if not nearest.is_dir():
-            raise argparse.ArgumentTypeError(f'{nearest} is not a folder')
-        os.lstat(path)
-    except FileNotFoundError:           # it will be made
-        pass
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f'{text[:50]}: {error.strerror}') from None
-    return path
-
-
-def _shown(path):
-    """A path as the user would type it."""
-    try:
-        return path.relative_to(Path.cwd())
-    except (ValueError, OSError):
-        return path
-
-
-def _argv():
-    """The command line's arguments, of absolute paths the last part alone."""
-    return [re.sub(r'^(--[\w-]+=)?/.*/(?=[^/])', r'\1', argument) for argument in sys.argv[1:]]
 
 
 def _now():

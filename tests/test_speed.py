@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT, last_line
 
 from common import benchmark, images, mnist, ops, records
-from common.run import Feed, Run
+from common.images import Feed
+from common.run import Run
 
 import tensorflow.compat.v1 as tf  # isort: skip
 

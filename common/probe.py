@@ -1,0 +1,128 @@
+"""One batch through a fresh network, before any training: `--probe`.
+
+Looks at how the signal, what of a layer's output differs from image to image, gets through the network. It
+dies where the initial weights are too small and explodes where they are too large; the plain deviation of a
+layer's outputs hides both, for biases are the same for all images.
+"""
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from matplotlib.figure import Figure
+
+from common.divergence import describe, explain
+from common.records import Refused, decades, replacing
+
+FACTOR = 20     # by which the signal may fall or rise from the first layer to fc1
+
+
+def look(g, sess, feed_dict):
+    """What one training step would see, without taking it.
+
+    g: what build_graph returns. feed_dict: the batch. Returns a namespace: layers, a list of namespaces (name,
+    and what `measure` and the gradients give); largest_logit_gap; zero_probabilities; labels; losses, a
+    dict by method; loss, the script's own; output, y_output. Raises Refused where a layer is not in g.
+    """
+    names = list(dict.fromkeys(name.partition('_')[0] for name in g.W_conv))     # conv4_1 and conv4_2 are conv4
+    missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
+    if missing or 'fc1' not in names:
+        raise Refused(f'--probe needs a tensor of the name of each layer of W_conv, and fc1: there is no '
+                      f'{", ".join(missing) or "fc1"}')
+    activations = {name: before_dropout(getattr(g, name)) for name in names}
+    weights = {name: [W for key, W in g.W_conv.items() if key.partition('_')[0] == name] for name in names}
+    # Beside the script's own loss, each method's: the same arithmetic on the same logits.
+    cross_entropies = tf.nn.softmax_cross_entropy_with_logits(logits=g.output, labels=g.y)
+    losses = {'manual': -tf.reduce_sum(g.y * tf.log(g.y_output)),
+              'builtin': tf.reduce_mean(cross_entropies), 'stable': tf.reduce_sum(cross_entropies)}
+    gradients = {name: tf.gradients(g.loss, weights[name]) for name in names}
+    seen = sess.run({'activations': activations, 'gradients': gradients, 'losses': losses, 'loss': g.loss,
+                     'weights': weights,
+                     'output': g.output, 'y_output': g.y_output}, feed_dict=feed_dict)
+    layers = [SimpleNamespace(name=name, **measure(seen['activations'][name]),
+                              gradient=_norm(seen['gradients'][name]) / _norm(seen['weights'][name]))
+              for name in names]
+    return SimpleNamespace(
+        layers=layers, loss=seen['loss'], losses=seen['losses'], output=seen['output'], y_output=seen['y_output'],
+        labels=feed_dict[g.y], largest_logit_gap=float(np.ptp(seen['output'], axis=1).max()),
+        zero_probabilities=int((seen['y_output'] == 0).sum()))
+
+
+def measure(activations):
+    """Of a layer's outputs, [batch, ...]: a dict of their deviation, largest, share of zeros, and signal, the
+    deviation across the images, root mean square over the units."""
+    activations = activations.astype(np.float64)
+    return {'deviation': activations.std(), 'largest': np.abs(activations).max(), 'zeros': (activations == 0).mean(),
+            'signal': np.sqrt(activations.var(axis=0).mean())}
+
+
+def before_dropout(tensor):
+    """tensor, or, where it comes out of tf.nn.dropout, what went in."""
+    scope = tensor.op.name.rpartition('/')[0]
+    if not scope.rpartition('/')[2].startswith('dropout'):
+        return tensor
+    inside = [op for op in tensor.graph.get_operations() if op.name.startswith(f'{scope}/')]
+    return next(source for op in inside for source in op.inputs
+                if source.op not in inside and source.shape.as_list() == tensor.shape.as_list())
+
+
+def verdict(seen, loss_method):
+    """What look saw, in one sentence."""
+    if not np.isfinite(seen.loss):
+        cause = describe(explain(loss_method, seen.output, seen.y_output, seen.labels))
+        return f'The first training step will be {seen.loss}. Cause: {cause}.'
+    first = seen.layers[0]
+    start, end = first.signal, next(layer.signal for layer in seen.layers if layer.name == 'fc1')
+    rises = end > start
+    factor = end / start if rises else start / end if end else np.inf
+    change = f'from {first.name} to fc1 it {"rises" if rises else "falls"} by a factor of {factor:.3g}'
+    if factor <= FACTOR:
+        return f'The signal is healthy: {change}.'
+    if rises:
+        return f'The signal explodes: {change}.'
+    return f'The signal dies: {change}, so that all images look alike to fc1.'
+
+
+def table(seen, loss_method):
+    """What look saw, as text."""
+    lines = ['layer     deviation    largest  zeros     signal  gradient/weights']
+    lines += [f'{layer.name:8} {layer.deviation:10.4g} {layer.largest:10.4g} {layer.zeros:6.1%} {layer.signal:10.4g} '
+              f'{layer.gradient:17.4g}' for layer in seen.layers]
+    finite = ', '.join(f'{method} {loss:.6g}' for method, loss in seen.losses.items())
+    return '\n'.join([
+        *lines, '',
+        f'largest logit gap {seen.largest_logit_gap:.4g}; {seen.zero_probabilities} of {seen.y_output.size} softmax '
+        'probabilities are 0',
+        f'loss of the first training step, by method: {finite}',
+        verdict(seen, loss_method)])
+
+
+def draw(seen, loss_method, name, path):
+    """The table as a figure: signal and deviation, zeros, gradients, from layer to layer."""
+    figure = Figure(figsize=(8, 7), layout='constrained')
+    upper, middle, lower = figure.subplots(3, sharex=True, height_ratios=[2, 1, 1])
+    names = [layer.name for layer in seen.layers]
+
+    def line(axes, attribute, style, label):
+        axes.plot(names, [getattr(layer, attribute) for layer in seen.layers], style, label=label)
+    line(upper, 'deviation', 's--', 'deviation')
+    line(upper, 'signal', 'o-', 'signal: deviation across images')
+    decades(upper)
+    upper.set_ylabel('layer output')
+    upper.legend()
+    line(middle, 'zeros', 'o-', None)
+    middle.set(ylabel='share of zeros', ylim=(-0.05, 1.05))
+    line(lower, 'gradient', 'o-', None)
+    lower.set_ylabel('|gradient| / |weights|')
+    decades(lower)
+    if not any(np.isfinite(layer.gradient) for layer in seen.layers):
+        lower.set_title('no gradient is finite', fontsize='medium', color='r')
+        lower.set_yticks([])
+    for axes in upper, middle, lower:
+        axes.grid(color='0.9')
+    figure.suptitle(f'{name}: {verdict(seen, loss_method)}', wrap=True, fontsize='medium')
+    with replacing(path) as file:
+        figure.savefig(file, format='png', dpi=120)
+
+
+def _norm(arrays):
+    return np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays))
