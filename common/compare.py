@@ -1,0 +1,348 @@
+"""Runs side by side, with each other and with the article.
+
+    python -m common.compare [RUN ...] [--verdicts] [--markdown]
+
+RUN is a run's name, a CSV's path or a folder of them; none are all of the user's runs and the recorded ones.
+Losses are those on 1000 test images: a sum, as the article has it. A run's on more or fewer images, or its
+mean ('builtin'), is brought to that.
+"""
+import argparse
+import contextlib
+import csv
+import difflib
+import re
+import statistics
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from common import command_line, records
+from common.records import ROOT, Refused
+
+REFERENCE = ROOT / 'results/reference'
+SCRIPTS = {n: ROOT / f'alexnet{n}.py' for n in range(1, 8)}
+OVER = 0.9              # the accuracy that tells a network that has learnt
+IMAGES = 1000           # that losses are brought to
+# Okabe and Ito's colours for the colour-blind, without the yellow, which is too pale in print.
+COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000'
+MARKERS, DASHES = 'os^DvPX', ('-', '--', ':', '-.')
+
+
+def main():
+    """Print what the command line asks for; status 1 with one line on stderr where a run cannot be read."""
+    parser = argparse.ArgumentParser(prog='python -m common.compare', allow_abbrev=False, description=(
+        'Runs side by side, with each other and with the article: a table, two figures and, for two runs, the '
+        'difference between their scripts.'))
+    parser.add_argument('runs', nargs='*', metavar='RUN', help="a run's name, a CSV or a folder of them "
+                        '(default: all in the results folder and in results/reference)')
+    parser.add_argument('--verdicts', action='store_true',
+                        help="judge the article's five conclusions by the runs in results/reference, and nothing else")
+    parser.add_argument('--markdown', action='store_true', help='print tables for pasting')
+    parser.add_argument('--results-dir', type=command_line.folder, default=ROOT / 'results', metavar='DIR',
+                        help='folder of the runs and for the figures (default: results)')
+    given = parser.parse_args()
+    try:
+        if given.verdicts:
+            from common import verdicts
+            print(verdicts.table(verdicts.judge(load([REFERENCE], given.results_dir)), given.markdown))
+            return
+        runs = load(given.runs or [folder for folder in (given.results_dir, REFERENCE) if any(_csvs(folder))],
+                    given.results_dir)
+        if not runs:
+            raise Refused(f'there is no run in {given.results_dir} yet')
+        print('\n\n'.join(filter(None, [
+            table(runs, given.markdown), *article_tables(runs, given.markdown), diff(runs, given.markdown)])))
+        paths = draw(runs, given.results_dir)
+        print(f'{parser.prog}: {", ".join(str(command_line.shown(path)) for path in paths)}', file=sys.stderr)
+    except (Refused, OSError) as error:
+        sys.exit(f'{parser.prog}: {error}')
+
+
+class Recorded:
+    """A run that is recorded in a CSV and, unless it came from elsewhere, in the JSON beside it.
+
+    Attributes: name; rows, [(loss, accuracy)] float32 as in the CSV; record, what the JSON holds, or None.
+    Raises Refused where either file is damaged, OSError where the CSV cannot be read.
+    """
+
+    def __init__(self, path, name=None):
+        self.name = name or path.stem
+        self.rows = records.read_rows(path)
+        self.record = records.read_record(path.with_suffix('.json')) if path.with_suffix('.json').exists() else None
+
+    @cached_property
+    def options(self):
+        """The options that the run was made with, a dict; {} where no record tells."""
+        return command_line.defaults() | self.record['options'] if self.record else {}
+
+    @cached_property
+    def accuracies(self):
+        """[epochs] float32."""
+        return np.array([accuracy for _, accuracy in self.rows], np.float32)
+
+    @cached_property
+    def losses(self):
+        """[epochs] float32, brought to the sum over 1000 test images."""
+        losses = np.array([loss for loss, _ in self.rows], np.float32)
+        images = 1 if self.options.get('loss') == 'builtin' else self.options.get('test_images', IMAGES)
+        return losses if images == IMAGES else losses * np.float32(IMAGES / images)
+
+    @cached_property
+    def origin(self):
+        """(n, changed): which of the seven scripts the run's is nearest to, and how many of its lines are other
+        ones, docstrings left out. (None, None) where no record tells."""
+        if not self.record:
+            return None, None
+        code = records.code_lines(self.record['source'])
+        return min(((n, _changed(published_code(n), code)) for n in SCRIPTS), key=lambda pair: pair[1])
+
+    @property
+    def differs(self):
+        """What sets the run apart from its script as it is here, in words; options with a column of their own
+        left out."""
+        if not self.record:
+            return 'no record'
+        (n, changed), defaults = self.origin, command_line.defaults()
+        script = [f'alexnet{n}.py, {changed} lines changed'] if changed else []
+        return ', '.join(script + [f'{option} {self.options[option]}' for option in
+                                   ('train_images', 'test_images', 'batch_size', 'log_every')
+                                   if self.options[option] != defaults[option]])
+
+    @property
+    def precision(self):
+        """What really ran, a str: more than one where a resumed run went on in another."""
+        return '/'.join(dict.fromkeys([self.record['precision'], *(
+            again['precision'] for again in self.record['resumed'])])) if self.record else ''
+
+    @property
+    def over(self):
+        """The first epoch whose accuracy is over 0.9, 1-based, or None."""
+        return next((epoch for epoch, accuracy in enumerate(self.accuracies, 1) if accuracy > OVER), None)
+
+    @property
+    def diverged(self):
+        """The epoch in which the training loss was first not finite, 1-based, or None. Without a record, the
+        first epoch whose test loss is not finite."""
+        if self.record:
+            return self.record['divergence']['epoch'] if self.record['divergence'] else None
+        return next((epoch for epoch, loss in enumerate(self.losses, 1) if not np.isfinite(loss)), None)
+
+    @property
+    def diverged_at(self):
+        """The same as a point on the axis of epochs, where 1 is the end of the first."""
+        if self.record and self.diverged:
+            batches = self.options['train_images'] // self.options['batch_size']
+            return self.diverged - 1 + (self.record['divergence']['iteration'] + 1) / batches
+        return self.diverged
+
+    @property
+    def status(self):
+        """What became of the run, in words."""
+        if not self.record:
+            return f'nan from epoch {self.diverged}' if self.diverged else ''
+        found = self.record['divergence']
+        return self.record['status'] + (
+            f', {found["loss"]} at epoch {found["epoch"]}, iteration {found["iteration"]} ({found["cause"]})'
+            if found else '')
+
+    @property
+    def seconds(self):
+        """Seconds an epoch, the median, or None."""
+        return statistics.median(epoch['seconds'] for epoch in self.record['epochs']) if (
+            self.record and self.record['epochs']) else None
+
+
+def load(names, results_dir):
+    """The runs that names stand for, each once: names, paths of CSVs, folders. Raises Refused where there is none."""
+    found = {}
+    for name in names:
+        folder = Path(name)
+        if folder.is_dir():
+            paths = sorted(_csvs(folder), key=lambda path: _natural(path.stem))
+        elif Path(name).suffix == '.csv':
+            paths = [Path(name)]
+        else:
+            paths = [path for path in (results_dir / f'{name}.csv', REFERENCE / f'{name}.csv') if path.exists()][:1]
+            if not paths:
+                raise Refused(f'there is no run {name} in {results_dir} or {REFERENCE}')
+        for path in paths:
+            path = path.absolute()
+            found.setdefault(path, f'reference/{path.stem}' if path.parent == REFERENCE else path.stem)
+    return [Recorded(path, name) for path, name in found.items()]
+
+
+def table(runs, markdown=False):
+    """One line a run."""
+    def row(run):
+        record, options = run.record or {}, run.options
+        accuracies = run.accuracies
+        return [run.name, record.get('script', ''), len(run.rows), record.get('seed', ''), run.precision,
+                options.get('loss', ''), run.over or 'never', max(accuracies, default=''), *accuracies[-1:],
+                *run.losses[-1:], *[''] * (2 - 2 * bool(run.rows)), _rounded(run.seconds), run.status, run.differs]
+    header = ['run', 'script', 'epochs', 'seed', 'precision', 'loss method', 'over 0.9', 'best accuracy',
+              'last accuracy', 'last loss', 's/epoch', 'status', 'differs in']
+    return grid(header, [row(run) for run in runs], markdown)
+
+
+def article():
+    """What the article prints: {experiment: {epoch, 1-based: (loss, accuracy) as printed}}."""
+    figures = {}
+    with open(REFERENCE / 'article.csv', newline='') as file:
+        for row in csv.DictReader(file):
+            figures.setdefault(int(row['experiment']), {})[int(row['epoch'])] = row['loss'], row['accuracy']
+    return figures
+
+
+def article_tables(runs, markdown=False):
+    """For each experiment that one of the runs is nearest to: the article's `loss, accuracy` beside theirs."""
+    tables = []
+    for n, printed in article().items():
+        ours = [run for run in runs if run.origin[0] == n]
+        printed = {epoch: figures for epoch, figures in printed.items() if any(epoch <= len(run.rows) for run in ours)}
+        if printed:
+            rows = [[epoch, ', '.join(figures), *(
+                f'{run.losses[epoch - 1]!s}, {run.accuracies[epoch - 1]!s}' if epoch <= len(run.rows) else ''
+                for run in ours)] for epoch, figures in printed.items()]
+            tables.append(grid([f'experiment {n}, epoch', 'article', *(run.name for run in ours)], rows, markdown))
+    return tables
+
+
+def diff(runs, markdown=False):
+    """The unified diff of two runs' scripts, docstrings left out; None for more or fewer runs, or without records."""
+    if len(runs) != 2 or not all(run.record for run in runs):
+        return None
+    before, after = (records.code_lines(run.record['source']) for run in runs)
+    lines = difflib.unified_diff(before, after, *(f'{run.name}: {run.record["script"]}' for run in runs), n=1,
+                                 lineterm='')
+    lines = ['@@' if line.startswith('@@') else line for line in lines]     # without docstrings, its numbers mislead
+    if not lines:
+        return 'The two scripts are the same' + (
+            '.' if runs[0].record.get('common') == runs[1].record.get('common') else ', but common/ was another.')
+    return '\n'.join(['```diff', *lines, '```'] if markdown else lines)
+
+
+def grid(header, rows, markdown=False):
+    """A table as text, or in Markdown."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if markdown:
+        cells.insert(1, ['---'] * len(header))
+        return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in cells)
+
+
+def draw(runs, folder):
+    """Test accuracy and test loss over the epochs, a figure each, as PNG and SVG: compare-accuracy, compare-loss.
+
+    Runs that differ in nothing but the seed are a band with its mean; the article's points are the experiment's
+    number; a dotted line stands where a training loss was first not finite. Returns the paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, label in ('accuracy', 'test accuracy'), ('loss', f'test loss, sum over {IMAGES} images'):
+        figure = Figure(figsize=(8, 6), layout='constrained')
+        axes = figure.subplots()
+        for k, alike in enumerate(groups(runs)):
+            _draw_group(axes, kind, alike, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)],
+                        DASHES[k // len(COLOURS) % len(DASHES)])
+        last = max(1, *(len(run.rows) for run in runs))
+        experiments = {run.origin[0] for run in runs}
+        for n, printed in article().items():
+            points = [(epoch, float(figures[kind == 'accuracy'])) for epoch, figures in printed.items()]
+            shown = [point for point in points if point[0] <= last and np.isfinite(point[1])]
+            if n in experiments and shown:
+                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color='0.2',
+                          gid=f'article-{n}', zorder=3)
+        axes.set(xlabel='epoch', ylabel=label, xlim=(0, last + 0.5))
+        if kind == 'accuracy':
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            records.decades(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color='0.9')
+        signs = {'article-': ('$n$', "the article's, experiment n"), 'nan-': ('x', 'training loss not finite')}
+        signs = [Line2D([], [], linestyle='none', marker=marker, color='0.2', label=label)
+                 for gid, (marker, label) in signs.items()
+                 if any((line.get_gid() or '').startswith(gid) for line in axes.lines)]
+        figure.legend(handles=axes.get_legend_handles_labels()[0] + signs, loc='outside lower center', ncols=2,
+                      fontsize='small')
+        for suffix in 'png', 'svg':
+            paths.append(folder / f'compare-{kind}.{suffix}')
+            # Without a date and with a fixed salt, the same runs give the same file.
+            with matplotlib.rc_context({'svg.hashsalt': 'alexnet', 'svg.fonttype': 'none'}):
+                figure.savefig(paths[-1], dpi=150, metadata={'Date': None} if suffix == 'svg' else None)
+    return paths
+
+
+def groups(runs):
+    """The runs, those that differ in nothing but the seed and the number of epochs together: a list of lists."""
+    found = {}
+    for run in runs:
+        key = id(run) if run.record is None else (
+            tuple(records.code_lines(run.record['source'])), run.precision,
+            tuple(sorted((name, value) for name, value in run.options.items() if name not in ('seed', 'epochs'))))
+        found.setdefault(key, []).append(run)
+    return list(found.values())
+
+
+def _draw_group(axes, kind, alike, colour, marker, dashes):
+    label, gid = alike[0].name, alike[0].name
+    if len(alike) > 1:
+        label += f' and {len(alike) - 1} more, other seeds (mean, range)'
+    values = np.full([len(alike), max(len(run.rows) for run in alike)], np.nan)
+    for row, run in zip(values, alike, strict=True):
+        figures = run.accuracies if kind == 'accuracy' else run.losses
+        row[:len(figures)] = np.where(np.isfinite(figures), figures, np.nan)
+    seen = np.isfinite(values).any(axis=0)
+    epochs = 1 + np.flatnonzero(seen)
+    values = values[:, seen]
+    if len(alike) > 1:
+        axes.fill_between(epochs, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.2,
+                          linewidth=0, gid=f'band-{gid}')
+    axes.plot(epochs, np.nanmean(values, axis=0), color=colour, marker=marker, markersize=4, linestyle=dashes,
+              label=label, gid=f'run-{gid}')
+    for run in alike:
+        if run.diverged:
+            axes.axvline(run.diverged_at, color=colour, linestyle=':', linewidth=1, gid=f'nan-{run.name}')
+            axes.plot(run.diverged_at, 0.5, marker='x', markersize=9, markeredgewidth=2, color=colour, clip_on=False,
+                      transform=axes.get_xaxis_transform(), gid=f'cross-{run.name}')
+
+
+def published_code(n):
+    """The code of alexnet{n}.py as it is here, a list of lines, docstrings left out."""
+    if n not in _published:
+        _published[n] = records.code_lines(SCRIPTS[n].read_text(encoding='utf-8'))
+    return _published[n]
+
+
+_published = {}
+
+
+def _changed(before, after):
+    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in
+               difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if tag != 'equal')
+
+
+def _csvs(folder):
+    return (path for path in folder.glob('*.csv') if path != REFERENCE / 'article.csv')
+
+
+def _natural(name):
+    """A key that sorts alexnet2-10 after alexnet2-9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
+
+
+def _rounded(seconds):
+    return '' if seconds is None else f'{seconds:.0f}'
+
+
+if __name__ == '__main__':
+    with contextlib.suppress(BrokenPipeError):
+        main()

@@ -1,0 +1,356 @@
+"""python -m common.compare: on small runs made by hand, whose answers are known."""
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from conftest import ROOT, SCRIPTS, last_line
+
+from common import command_line, compare, records, verdicts
+
+LEARNT = [(2300.0, 0.1), (150.0, 0.95), (80.5, 0.97)]
+PLATEAU = [(2301.5, 0.1), (2300.25, 0.12), (2300.0, 0.125)]
+NAN = ('nan', 0.085)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a run's CSV and record: make(name, experiment, rows, divergence=(epoch, iteration), **options)."""
+    def make(name, experiment, rows, divergence=None, replace=(), folder=tmp_path, **options):
+        source = (ROOT / f'alexnet{experiment}.py').read_text()
+        for old, new in replace:
+            assert old in source
+            source = source.replace(old, new)
+        options = command_line.defaults() | {'seed': 0} | options
+        record = {
+            'script': f'alexnet{experiment}.py', 'source': source, 'seed': options['seed'], 'options': options,
+            'precision': options['precision'], 'status': 'complete', 'resumed': [], 'common': {'ops.py': 'a'},
+            'divergence': divergence and {'epoch': divergence[0], 'iteration': divergence[1], 'loss': 'nan',
+                                          'cause': 'loss formula'},
+            'epochs': [{'seconds': 10.0 + k} for k in range(len(rows))]}
+        (folder / f'{name}.json').write_text(json.dumps(record))
+        path = folder / f'{name}.csv'
+        path.write_text(''.join(f'{loss},{accuracy}\n' for loss, accuracy in rows))
+        return path
+    return make
+
+
+def load(*paths):
+    return [compare.Recorded(path) for path in paths]
+
+
+def cells(text, k=1):
+    """The k-th line of a table, cut into its cells where the header's words begin."""
+    lines = text.splitlines()
+    starts = [0] + [match.end() for match in re.finditer(r'  +', lines[0])]
+    return [lines[k][a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, '-m', 'common.compare', *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True, timeout=100, env={'PYTHONPATH': str(ROOT), 'PATH': '/bin'})
+
+
+# The table
+
+def test_table(make):
+    runs = load(make('one', 4, LEARNT, seed=3), make('two', 2, [*PLATEAU[:1], NAN, NAN], (2, 149), loss='builtin'))
+    text = compare.table(runs)
+    assert cells(text, 0) == ['run', 'script', 'epochs', 'seed', 'precision', 'loss method', 'over 0.9',
+                              'best accuracy', 'last accuracy', 'last loss', 's/epoch', 'status', 'differs in']
+    assert cells(text, 1) == ['one', 'alexnet4.py', '3', '3', 'float32', 'manual', '2', '0.97', '0.97', '80.5', '11',
+                              'complete', '']
+    assert cells(text, 2) == ['two', 'alexnet2.py', '3', '0', 'float32', 'builtin', 'never', '0.1', '0.085', 'nan',
+                              '11', 'complete, nan at epoch 2, iteration 149 (loss formula)', '']
+    markdown = compare.table(runs, markdown=True).splitlines()
+    assert markdown[1] == '|' + ' --- |' * 13 and markdown[2].split(' | ')[:3] == ['| one', 'alexnet4.py', '3']
+
+
+def test_table_of_a_run_without_an_epoch_and_of_one_that_is_nan_throughout(make):
+    text = compare.table(load(make('none', 1, []), make('nan', 1, [NAN, NAN], (1, 0))))
+    assert cells(text, 1)[2:11] == ['0', '0', 'float32', 'manual', 'never', '', '', '', '']
+    assert cells(text, 2)[6:10] == ['never', '0.085', '0.085', 'nan']
+
+
+def test_a_csv_without_a_record_is_welcome(tmp_path):
+    (tmp_path / 'AlexNet.csv').write_text('2299.4792,0.122\nnan,0.085\n')
+    run, = load(tmp_path / 'AlexNet.csv')
+    assert cells(compare.table([run])) == ['AlexNet', '', '2', '', '', '', 'never', '0.122', '0.085', 'nan', '',
+                                           'nan from epoch 2', 'no record']
+    assert compare.article_tables([run]) == [] and run.diverged == run.diverged_at == 2
+
+
+@pytest.mark.parametrize('content, number', [('1,0.5\n2\n', 2), ('loss,accuracy\n1,0.5\n', 1), ('1,0.5\n\n', 2),
+                                             ('1,0.5\n1,0.5,3\n', 2), ('1;0.5', 1)])
+def test_a_malformed_line_is_named(content, number, tmp_path):
+    (tmp_path / 'AlexNet.csv').write_text(content)
+    done = command(tmp_path / 'AlexNet.csv', '--results-dir', tmp_path)
+    assert done.returncode == 1 and last_line(done.stderr) == (
+        f'python -m common.compare: {tmp_path}/AlexNet.csv is damaged: line {number} is not `loss,accuracy`')
+
+
+def test_losses_are_brought_to_1000_images(make):
+    runs = load(make('half', 4, LEARNT, test_images=500), make('mean', 4, LEARNT, loss='builtin', test_images=500),
+                make('whole', 4, LEARNT))
+    assert [run.losses[-1] for run in runs] == [161, 80500, 80.5]
+
+
+def test_what_differs(make):
+    changes = [('mean=0, stddev=0.01)),\n            \'conv2\'', "mean=0, stddev=0.02)),\n            'conv2'"),
+               ('"""Experiment 2', '"""Another docstring')]
+    runs = load(make('a', 2, LEARNT, replace=changes, train_images=2000, log_every=10), make('b', 6, LEARNT))
+    assert runs[0].origin == (2, 1) and runs[1].origin == (6, 0)
+    assert runs[0].differs == 'alexnet2.py, 1 lines changed, train_images 2000, log_every 10' and runs[1].differs == ''
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_each_script_is_its_own_origin(script, make):
+    run, = load(make('run', int(script[-1]), LEARNT))
+    assert run.origin == (int(script[-1]), 0)
+
+
+# The article
+
+def test_article_figures_are_those_of_the_docstrings():
+    figures = compare.article()
+    for n, script in enumerate(SCRIPTS, 1):
+        source = (ROOT / f'{script}.py').read_text()
+        lines = re.findall(r'^(step|epoch) (\d+), loss (\S+), testing accuracy (\S+)', source, re.MULTILINE)
+        assert bool(lines) == (n in figures)
+        for word, epoch, loss, accuracy in lines:
+            assert figures[n][int(epoch) + (word == 'step')] == (loss, accuracy)
+    assert {n: len(printed) for n, printed in figures.items()} == {1: 4, 2: 13, 3: 7, 4: 3, 5: 6, 6: 4}
+
+
+def test_article_beside_the_runs(make):
+    runs = load(make('long', 4, LEARNT), make('short', 4, LEARNT[:1]), make('seven', 7, LEARNT),
+                make('edited', 4, LEARNT, replace=[('1e-4', '1e-3')]))
+    table, = compare.article_tables(runs)
+    assert [cells(table, k) for k in range(3)] == [
+        ['experiment 4, epoch', 'article', 'long', 'short', 'edited'],
+        ['1', '170.07048, 0.936', '2300.0, 0.1', '2300.0, 0.1', '2300.0, 0.1'],
+        ['2', '86.70665, 0.972', '150.0, 0.95', '', '150.0, 0.95']]
+    assert len(table.splitlines()) == 3, 'no run has epoch 50'
+
+
+# The diff
+
+def test_diff(make):
+    runs = load(make('before', 2, LEARNT), make('after', 2, LEARNT, replace=[
+        ('learning_rate = 1e-4', 'learning_rate = 1e-3'), ('"""Experiment 2', '"""Mine')]))
+    assert compare.diff(runs).splitlines() == [
+        '--- before: alexnet2.py', '+++ after: alexnet2.py', '@@', ' input_image_channel = 1',
+        '-learning_rate = 1e-4', '+learning_rate = 1e-3', ' training_epoch = 50']
+    assert compare.diff(runs, markdown=True).startswith('```diff\n---')
+    assert compare.diff(runs[:1]) is None and compare.diff([*runs, runs[0]]) is None
+
+
+def test_diff_of_the_same_script(make, tmp_path):
+    before, after = load(make('before', 2, LEARNT), make('after', 2, LEARNT, seed=1))
+    assert compare.diff([before, after]) == 'The two scripts are the same.'
+    after.record['common'] = {'ops.py': 'b'}
+    assert compare.diff([before, after]) == 'The two scripts are the same, but common/ was another.'
+    (tmp_path / 'bare.csv').write_text('1,0.5\n')
+    assert compare.diff([before, *load(tmp_path / 'bare.csv')]) is None
+
+
+# The figures
+
+def series(path):
+    """{gid: [(x, y)]} of an SVG's lines, in points."""
+    found = {}
+    for group in ElementTree.parse(path).iter('{http://www.w3.org/2000/svg}g'):
+        gid = group.get('id', '')
+        if gid.startswith(('run-', 'band-', 'article-', 'nan-')):
+            path, uses = group.find('.//{*}path[@d]'), group.findall('.//{*}use')
+            corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', path.get('d'))]
+            offsets = [(float(use.get('x')), float(use.get('y'))) for use in uses]
+            found[gid] = ([(x + offsets[0][0], y + offsets[0][1]) for x, y in corners] if gid.startswith('band-')
+                          else offsets or corners)
+    return found
+
+
+def test_figures(make, tmp_path):
+    """Points are read back from the SVG: on their axes, a straight line maps them to what was drawn."""
+    runs = load(make('grown', 2, [(2300, 0.1), (230, 0.5), (23, 0.9)]), make('nan', 7, [(2300, 0.3), NAN], (2, 149)),
+                *(make(f'seed{k}', 4, [(100 + k, 0.6 + k / 10), (50, 0.8)][:2 - k // 2], seed=k) for k in range(3)))
+    paths = compare.draw(runs, tmp_path / 'new')
+    assert [path.name for path in paths] == ['compare-accuracy.png', 'compare-accuracy.svg', 'compare-loss.png',
+                                             'compare-loss.svg']
+    accuracy, loss = series(paths[1]), series(paths[3])
+    assert accuracy.keys() == {'run-grown', 'run-nan', 'nan-nan', 'run-seed0', 'band-seed0', 'article-2', 'article-4'}
+    assert len(accuracy['run-nan']) == 2 and len(loss['run-nan']) == 1
+    for figure, value in (accuracy, lambda y: y), (loss, np.log10):
+        points = figure['run-grown']
+        values = value(np.array([0.1, 0.5, 0.9] if figure is accuracy else [2300, 230, 23]))
+        x = np.polyfit([1, 2, 3], [x for x, _ in points], 1)
+        y = np.polyfit(values, [y for _, y in points], 1)
+        np.testing.assert_allclose([y for _, y in points], np.polyval(y, values), atol=1e-3)
+
+        def at(epoch, figure, x=x, y=y, value=value):
+            return pytest.approx((np.polyval(x, epoch), np.polyval(y, value(figure))), abs=1e-3)
+        mean = [(0.6 + 0.7 + 0.8) / 3, 0.8] if figure is accuracy else [101, 50]
+        assert figure['run-seed0'] == [at(1, mean[0]), at(2, mean[1])]
+        lowest, highest = (0.6, 0.8) if figure is accuracy else (100, 102)
+        assert any(point == at(1, lowest) for point in figure['band-seed0'])
+        assert any(point == at(1, highest) for point in figure['band-seed0'])
+        assert figure['article-4'] == [at(epoch, *pair) for epoch, pair in zip(
+            (1, 2), [[0.936], [0.972]] if figure is accuracy else [[170.07048], [86.70665]], strict=True)]
+        assert figure['nan-nan'][0][0] == pytest.approx(np.polyval(x, 1.5), abs=1e-3), 'half-way through epoch 2'
+    before = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in compare.draw(runs, tmp_path / 'new')] == before
+
+
+def test_groups(make):
+    a, b, c, d, e = load(make('a', 2, LEARNT), make('b', 2, LEARNT, seed=1, epochs=3), make('c', 2, LEARNT, seed=2,
+                         loss='stable'), make('d', 2, LEARNT, replace=[('1e-4', '1e-3')]), make('e', 3, LEARNT))
+    assert compare.groups([a, b, c, d, e]) == [[a, b], [c], [d], [e]]
+
+
+# The command
+
+def test_names_paths_and_folders(make, tmp_path, monkeypatch):
+    reference = tmp_path / 'reference'
+    reference.mkdir()
+    monkeypatch.setattr(compare, 'REFERENCE', reference)
+    (reference / 'article.csv').write_text('experiment,epoch,step,loss,accuracy\n')
+    for name in 'run', 'run-10', 'run-2':
+        make(name, 2, LEARNT)
+    make('run', 4, LEARNT, folder=reference)
+    make('only', 4, LEARNT, folder=reference)
+
+    def names(*given):
+        return [run.name for run in compare.load(given, tmp_path)]
+    assert names('run', 'only', tmp_path / 'run.csv') == ['run', 'reference/only']
+    assert names(tmp_path) == ['run', 'run-2', 'run-10'] and names(reference) == ['reference/only', 'reference/run']
+    with pytest.raises(records.Refused, match=f'there is no run nosuch in {tmp_path} or '):
+        compare.load(['nosuch'], tmp_path)
+
+
+def test_command(make, tmp_path):
+    make('before', 2, LEARNT)
+    make('after', 2, LEARNT, replace=[('1e-4', '1e-3')])
+    done = command('before', 'after', '--results-dir', tmp_path, '--markdown')
+    assert done.returncode == 0, done.stderr
+    runs = load(tmp_path / 'before.csv', tmp_path / 'after.csv')
+    assert done.stdout == '\n\n'.join([compare.table(runs, True), *compare.article_tables(runs, True),
+                                       compare.diff(runs, True)]) + '\n'
+    assert 'compare-loss.svg' in done.stderr and (tmp_path / 'compare-accuracy.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('name, message', [('nosuch', 'there is no run nosuch in '),
+                                           ('nosuch.csv', "No such file or directory: "),
+                                           ('broken', 'broken.json is missing or damaged (')])
+def test_command_lines_that_are_refused(name, message, tmp_path):
+    (tmp_path / 'broken.csv').write_text('1,0.5\n')
+    (tmp_path / 'broken.json').write_text('{')
+    done = command(name, '--results-dir', tmp_path)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr and message in last_line(done.stderr)
+
+
+# The verdicts
+
+def outcome(number, recorded):
+    return verdicts.judge(recorded)[number - 1][1]
+
+
+def at(epoch, length):
+    """Rows of length epochs, over 0.9 from epoch on."""
+    return [(100, 0.95 if epoch and k >= epoch else 0.1) for k in range(1, length + 1)]
+
+
+@pytest.fixture
+def seeds(make):
+    """Runs of one experiment with seeds 0, 1, ..., a list of rows for each."""
+    def seeds(experiment, *runs, divergence=None, **options):
+        return load(*(make(f'{experiment}-{options.get("loss", "manual")}-{k}', experiment, rows, divergence, seed=k,
+                           **options) for k, rows in enumerate(runs)))
+    return seeds
+
+
+EARLIER = [(1, 4, {}, 1, {'loss': 'stable'}), (3, 4, {}, 2, {}), (4, 5, {}, 2, {}), (5, 6, {}, 2, {})]
+
+
+@pytest.mark.parametrize('number, ours, our_options, theirs, their_options', EARLIER)
+@pytest.mark.parametrize('early, late, expected', [
+    ([at(1, 1), at(2, 2), at(3, 3)], [at(12, 13), at(4, 4), at(0, 3)], 'holds'),
+    ([at(1, 1), at(2, 2), at(3, 3)], [at(12, 13), at(3, 4), at(0, 3)], 'not yet shown'),
+    ([at(1, 1), at(2, 2), at(3, 3)], [at(12, 13), at(4, 4), at(0, 2)], 'not yet shown'),
+    ([at(1, 1), at(2, 2)], [at(12, 13), at(12, 13), at(12, 13)], 'not yet shown'),
+    ([at(12, 13), at(5, 5), at(4, 4)], [at(5, 5), at(3, 3), at(9, 9)], 'does not hold'),
+    ([at(0, 4), at(0, 4), at(1, 1)], [at(5, 5), at(6, 6), at(7, 7)], 'not yet shown'),
+    ([at(0, 5), at(0, 5), at(1, 1)], [at(5, 5), at(6, 6), at(7, 7)], 'does not hold'),
+])
+def test_verdict_earlier(number, ours, our_options, theirs, their_options, early, late, expected, seeds):
+    recorded = [*seeds(ours, *early, **our_options), *seeds(theirs, *late, **their_options)]
+    assert outcome(number, recorded) == expected
+
+
+def test_verdict_earlier_counts_what_diverged_as_never(seeds):
+    early = seeds(4, at(1, 1), at(1, 1), at(1, 1))
+    assert outcome(1, early + seeds(1, [NAN], [NAN], [NAN], divergence=(1, 1), loss='stable')) == 'holds'
+    assert outcome(1, early + seeds(1, [NAN], [NAN], [NAN], divergence=(1, 0))) == 'not yet shown', 'by the formula'
+    diverged = seeds(5, [NAN], [NAN], [NAN], divergence=(1, 1))
+    assert outcome(4, diverged + seeds(2, at(0, 1), at(0, 1), at(0, 1))) == 'does not hold', 'never is not earlier'
+
+
+def test_verdict_earlier_wants_seeds_that_both_sides_have(make, seeds):
+    others = load(*(make(f'other-{k}', 4, at(1, 1), seed=10 + k) for k in range(3)))
+    late = seeds(2, at(3, 3), at(3, 3), at(3, 3))
+    assert outcome(3, others + late) == 'not yet shown'
+    assert outcome(3, [*others, *seeds(4, at(1, 1), at(1, 1), at(1, 1)), *late]) == 'holds'
+
+
+def test_verdict_on_the_learning_rate(seeds):
+    late_nan = seeds(2, *[at(12, 50)] * 3, divergence=(47, 3))
+    cured = seeds(3, *[at(12, 50)] * 3)
+    assert outcome(2, late_nan + cured) == 'holds'
+    assert outcome(2, late_nan + cured[:2]) == outcome(2, late_nan[:2] + cured) == 'not yet shown'
+    assert outcome(2, []) == 'not yet shown'
+    early_nan = seeds(3, at(12, 20), divergence=(20, 3))
+    assert outcome(2, late_nan + early_nan) == 'not yet shown', 'the rate was not lowered yet'
+    later_nan = seeds(3, at(12, 50), divergence=(31, 3))
+    assert outcome(2, late_nan + later_nan) == 'does not hold'
+    cured = seeds(3, *[at(12, 50)] * 3)
+    healthy = seeds(2, *[at(12, 50)] * 3)
+    assert outcome(2, healthy + cured) == 'does not hold', 'there is nothing to prevent'
+    mixed = [*seeds(2, *[at(12, 50)] * 3), *late_nan[:1]]
+    mixed[-1].record['seed'] = 3
+    assert outcome(2, mixed[:2] + mixed[-1:] + cured) == 'does not hold', 'one of three'
+    short = seeds(2, *[at(12, 49)] * 3)
+    assert outcome(2, short + cured) == 'not yet shown', 'the nan may be yet to come'
+
+
+def test_verdict_on_experiment_7(seeds):
+    manual = seeds(7, [NAN], [NAN], [NAN], divergence=(1, 0))
+    assert outcome(6, manual) == outcome(6, []) == 'not yet shown'
+    assert outcome(6, manual + seeds(7, *[at(0, 2)] * 3, loss='stable')) == 'not yet shown'
+    assert outcome(6, manual + seeds(7, *[at(0, 3)] * 3, loss='stable')) == 'holds'
+    assert outcome(6, manual + seeds(7, at(3, 3), loss='stable')) == 'does not hold'
+
+
+@pytest.mark.parametrize('change', [{'train_images': 20000}, {'batch_size': 100}, {'replace': [('1e-4', '1e-3')]}])
+def test_verdicts_count_the_articles_experiments_only(change, seeds, make):
+    late = seeds(2, at(3, 3), at(3, 3), at(3, 3))
+    changed = load(*(make(f'changed-{k}', 4, at(1, 1), seed=k, **change) for k in range(3)))
+    assert outcome(3, changed + late) == 'not yet shown'
+
+
+def test_verdicts_as_text(seeds):
+    recorded = [*seeds(4, at(1, 1), at(1, 2), at(2, 2)), *seeds(2, at(0, 2), at(12, 14), at(3, 3))]
+    text = verdicts.table(verdicts.judge(recorded))
+    third = text.split('\n\n')[2].splitlines()
+    assert third[0].startswith('3. When unsure') and third[2] == 'Rule: that of 1.'
+    assert third[3].startswith('Verdict: holds. 4-manual-0 (seed 0): over 0.9 in epoch 1, 1 epochs; ')
+    assert '2-manual-0 (seed 0): not over 0.9, 2 epochs' in third[3]
+    assert text.split('\n\n')[0].splitlines()[3] == 'Verdict: not yet shown. No run counts yet.'
+
+
+def test_verdicts_from_the_command_line():
+    done = command('--verdicts')
+    recorded = compare.load([compare.REFERENCE], ROOT / 'results')
+    assert done.returncode == 0 and done.stdout == verdicts.table(verdicts.judge(recorded)) + '\n'
+    assert done.stdout.count('Verdict: ') == 6
