@@ -57,19 +57,21 @@ def main():
         return work(given)
     if given.json and not given.json.absolute().parent.is_dir():
         parser.error(f'--json: there is no folder {given.json.absolute().parent}')
+    if given.json and given.json.is_dir():
+        parser.error(f'--json: {given.json} is a folder')
     if (WARM_UP + given.iterations) * given.batch_size > TRAIN_IMAGES:
         parser.error('--iterations and --batch-size ask for more than the 60000 training images')
     try:
         mnist.read_data_sets(given.data_dir)
         measured = measure(given)
+        if given.json:
+            given.json.write_text(json.dumps(measured, indent=1) + '\n')
     except (mnist.Unavailable, ImportError, OSError, Failed) as error:
         sys.exit(f'{parser.prog}: {error}')
     except KeyboardInterrupt:
         print(f'{parser.prog}: interrupted', file=sys.stderr)
         sys.exit(130)
     print(table(measured))
-    if given.json:
-        given.json.write_text(json.dumps(measured, indent=1) + '\n')
 
 
 class Failed(Exception):
@@ -81,10 +83,9 @@ def measure(given):
     live = LiveLine()
     with contextlib.ExitStack() as stack:
         stack.callback(live.clear)
-        workers = {way: stack.enter_context(Worker(way, given)) for way in WAYS}
-        flops = workers['article'].next()['flops']
-        for way in WAYS[1:]:
-            workers[way].next()
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        workers = {way: stack.enter_context(Worker(way, given, folder)) for way in WAYS}
+        graphs = {way: workers[way].next() for way in WAYS}
         samples = {way: [] for way in WAYS}
         for iteration in range(WARM_UP + given.iterations):
             for way in WAYS:
@@ -93,20 +94,25 @@ def measure(given):
                     samples[way].append(sample)
             live.show(f'iteration {iteration + 1} of {WARM_UP + given.iterations}')
         peaks = {way: workers[way].next() for way in WAYS}
-    return {'experiment': given.experiment, 'batch_size': given.batch_size, 'test_images': TEST_IMAGES, 'flops': flops,
-            **environment(tf), 'ways': {way: {'samples': samples[way], **peaks[way]} for way in WAYS}}
+    return {'experiment': given.experiment, 'batch_size': given.batch_size, 'test_images': TEST_IMAGES,
+            'flops': graphs['article'].pop('flops'), **environment(tf), 'ways': {
+                way: {'precision': graphs[way]['precision'], 'fused': graphs[way]['fused'], 'samples': samples[way],
+                      **peaks[way]} for way in WAYS}}
 
 
 class Worker:
-    """A process that trains one way, a report at a time: next() lets it go on and waits for its report."""
+    """A process that trains one way, a report at a time: next() lets it go on and waits for its report.
 
-    def __init__(self, way, given):
+    folder: for its temporary files.
+    """
+
+    def __init__(self, way, given, folder):
         self._errors = tempfile.TemporaryFile('w+')     # noqa: SIM115
         command = [sys.executable, '-m', 'common.benchmark', '--way', way, '--experiment', given.experiment,
                    '--iterations', given.iterations, '--batch-size', given.batch_size,
                    '--data-dir', given.data_dir.absolute()]
-        self._process = subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, stderr=self._errors)
+        self._process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | {'TMPDIR': folder},
+                                         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
 
     def __enter__(self):
         return self
@@ -187,7 +193,7 @@ class TimedRun(Run):
     def session(self, config):
         """As in Run; the graph is there by then."""
         sys.stdin.readline()
-        report(flops=flops(tf.get_default_graph(), self._options['batch_size']))
+        report(**work_of(tf.get_default_graph(), self._options['batch_size']), precision=self._precision)
         return super().session(config)
 
     def batches(self, i):
@@ -235,7 +241,7 @@ def article(module, given):
         with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as sess:
             sess.run(tf.global_variables_initializer())
             sys.stdin.readline()
-            report(flops=flops(g.loss.graph, given.batch_size))
+            report(**work_of(g.loss.graph, given.batch_size), precision='float32')
             for _ in range(WARM_UP + given.iterations):
                 times = [time.perf_counter()]
                 batch_xs, batch_ys = data.train.next_batch(given.batch_size)
@@ -258,20 +264,22 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
-def flops(graph, batch_size):
-    """Floating-point operations of the convolutions and matrix products: {'step': ..., 'accuracy': ...}.
+def work_of(graph, batch_size):
+    """A graph's work: {'flops': {'step': ..., 'accuracy': ...}, 'fused': ...}.
 
-    Each takes as many again for its weights' gradient, and for its input's, but for the image's.
+    flops: floating-point operations of the convolutions and matrix products. Each takes as many again for its
+    weights' gradient, and for its input's, but for the image's. fused: the number of operations of common/ops.py.
     """
-    forward, image = 0, 0
+    forward, image, fused = 0, 0, 0
     for op in graph.get_operations():
+        fused += op.type.endswith('PartitionedCall')
         if op.type in ('Conv2D', 'MatMul') and not op.name.startswith('gradients'):
             values = batch_size * np.prod(op.outputs[0].shape.as_list()[1:])
             work = 2 * int(values) * int(np.prod(op.inputs[1].shape.as_list()[:-1]))
             forward += work
             if op.inputs[0].shape.as_list()[1:] == [227, 227, 1]:
                 image = work
-    return {'step': 3 * forward - image, 'accuracy': forward}
+    return {'flops': {'step': 3 * forward - image, 'accuracy': forward}, 'fused': fused}
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ Where TensorFlow sees a GPU, they are TensorFlow's own.
 import contextlib
 import os
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
@@ -61,9 +62,11 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
     """tf.nn.local_response_normalization: input [batch, height, width, channels] float32 to the same shape.
 
     Each value is divided by (bias + alpha * the sum of squares over 2 * depth_radius + 1 channels) ** beta.
+    A ReLU before it is computed along with it, so that no gradient is to be had for that ReLU's output.
     """
     if on_gpu():
         return tf.nn.local_response_normalization(input, depth_radius, bias, alpha, beta, name=name)
+    input = tf.convert_to_tensor(input)
     after_relu = input.op.type == 'Relu'
     if after_relu:      # taken in, it and its gradient cost no passes of their own
         input, = input.op.inputs
@@ -123,8 +126,8 @@ def moments(x, axes):
     if list(axes) != list(range(len(x.shape) - 1)):
         raise ValueError(f'axes must be all but the last, not {axes}')
 
-    def count(x):
-        return tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    def count(x):       # tf.size is an int32, too small for 8000 images of 55 x 55 x 96
+        return tf.cast(tf.shape(x)[0], tf.float32) * float(np.prod(x.shape[1:-1].as_list()))
 
     @_fused
     def forward(x):

@@ -40,14 +40,16 @@ class Files:
             raise Refused(f'{name} is still going') from None
 
     @classmethod
-    def claim(cls, results_dir, stem):
-        """The files of a new run, called stem or the first free of stem-2, stem-3, ...
+    def claim(cls, results_dir, checkpoint_dir, stem):
+        """The files of a new run, called stem or the first of stem-2, stem-3, ... that is free in both folders.
 
         Its CSV is created atomically, so that two runs started at once get two names. Raises
         OSError where results_dir cannot be written.
         """
         results_dir.mkdir(parents=True, exist_ok=True)
         taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
+        if checkpoint_dir.exists():
+            taken |= {path.name for path in checkpoint_dir.iterdir()}
         number = 1
         while True:
             name = stem if number == 1 else f'{stem}-{number}'
@@ -87,8 +89,11 @@ class Files:
             raise
 
     def rows(self, count):
-        """The first count epochs as read_rows gives them. Raises Refused where they are not there or not numbers."""
-        return read_rows(self.csv, count)
+        """The first count epochs as read_rows gives them. Raises Refused where they are not there or not whole."""
+        rows = read_rows(self.csv, count)
+        if self.csv.read_bytes().count(b'\n') < count:
+            raise Refused(f'{self.csv} is damaged: its last line has no end')
+        return rows
 
     def cut(self, count):
         """Cut the CSV to its first count lines."""
@@ -132,10 +137,13 @@ def read_record(path):
     """The record at path, a dict. Raises Refused where it is missing or damaged."""
     try:
         record = json.loads(path.read_bytes())
-        if not isinstance(record, dict) or not {'script', 'source', 'options', 'status', 'epochs'} <= record.keys():
+        kinds = {'script': str, 'source': str, 'options': dict, 'precision': str, 'start': str, 'status': str,
+                 'divergence': (dict, type(None)), 'epochs': list, 'resumed': list}
+        if not isinstance(record, dict) or not all(isinstance(record.get(key, ...), kinds[key]) for key in kinds):
             raise ValueError('not the record of a run')
+        ast.parse(record['source'])
         return record
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f'the record {path} is missing or damaged ({error})') from None
 
 

@@ -76,7 +76,7 @@ class Run:
         parser = command_line.parser(script, defaults)
         given = command_line.parse(parser)
         self._given = given
-        self._live = LiveLine()
+        self._live, self._files = LiveLine(), None
         tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
         self._signals = Signals(self)
         try:
@@ -104,8 +104,10 @@ class Run:
         if options['seed'] is None:
             options['seed'] = secrets.randbelow(2**31)
         self._load(options)
-        results_dir = Path(self._scratch.name) if self._scratch else self._given.results_dir
-        self._files = records.Files.claim(results_dir, self._given.name)
+        folders = self._given.results_dir, self._checkpoint_dir
+        if self._scratch:
+            folders = (Path(self._scratch.name),) * 2
+        self._files = records.Files.claim(*folders, self._given.name)
         self.first_epoch, self._rows, self._checkpoint = 0, [], None
         self.record = {
             'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': command_line.argv(),
@@ -132,19 +134,20 @@ class Run:
         command_line.check(parser, options)
         if records.code_lines(self.record['source']) != records.code_lines(script.read_text(encoding='utf-8')):
             raise Refused(f'{script.name} is not what it was when {name} began: see "source" in {self._files.json}')
-        if self.record['divergence'] and self.record['divergence']['stopped']:
-            raise Refused(f'{name} ended at a training loss that is not finite: there is nothing to go on with')
         done = len(self.record['epochs'])
         if done == options['epochs'] and self.record['status'] == 'complete':
             raise Refused(f'{name} is complete; a larger --epochs than {done} extends it')
         # The checkpoint is the last file to be written in an epoch, so that a kill may leave the first one out.
         self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
         self.first_epoch = int(self._checkpoint.rpartition('-')[2]) if self._checkpoint else 0
-        if self._checkpoint is None and done > 1:
+        if self._checkpoint is None and (done > 1 or done and self.record['status'] in ('complete', 'interrupted')):
             raise Refused(f'the checkpoint of {name} is missing from {self._folder}')
         if self.first_epoch > done:
             raise Refused(f'the checkpoint in {self._folder} is of epoch {self.first_epoch}, '
                           f'but {self._files.json} holds {done}')
+        nan = self.record['divergence']
+        if nan and (nan['stopped'] or given.stop_on_nan and nan['epoch'] <= self.first_epoch):
+            raise Refused(f'{name} came to a training loss that is not finite: there is nothing to go on with')
         self._rows = self._files.rows(self.first_epoch)
         self._load(options)
         self._train.skip(self.first_epoch * (self._train.num_examples // options['batch_size']), options['batch_size'])
@@ -179,8 +182,10 @@ class Run:
         count, have = self._options['test_images'], records.memory() / 2**30
         need = BASE_GIB + count * TEST_IMAGE_GIB
         if self._test_at_once and need > have and not ops.on_gpu():
-            raise Refused(f'{count} test images at once take about {need:.0f} GiB of memory, and there are {have:.1f}: '
-                          f'give --test-images {max(1, int((have - BASE_GIB) / TEST_IMAGE_GIB))} or less')
+            fits = int((have - BASE_GIB) / TEST_IMAGE_GIB)
+            advice = f': give --test-images {fits} or less' if fits > 0 and self._given.resume is None else ''
+            raise Refused(f'{_count(count, "test image")} at once take about {need:.1f} GiB of memory, '
+                          f'and there are {have:.1f}{advice}')
 
     @property
     def name(self):
@@ -206,8 +211,12 @@ class Run:
         return int(np.random.SeedSequence([self._options['seed'], self.first_epoch]).generate_state(1)[0])
 
     @property
+    def _checkpoint_dir(self):
+        return self._given.checkpoint_dir or self._given.results_dir / '.checkpoints'
+
+    @property
     def _folder(self):
-        return (self._given.checkpoint_dir or self._given.results_dir / '.checkpoints') / self.name
+        return self._checkpoint_dir / self.name
 
     def __enter__(self):
         self._stack = contextlib.ExitStack()
@@ -216,7 +225,16 @@ class Run:
 
     def __exit__(self, kind, error, traceback):
         self._stack.close()
-        self._signals.stop()
+        try:
+            handled = self._finish(kind, error)
+        finally:
+            self._signals.stop()
+        if handled and self._given.show and self._rows:
+            records.show(self.name, self._rows)
+        return handled
+
+    def _finish(self, kind, error):
+        """Record how the run ended. Returns whether that was as it should."""
         self._live.clear()
         kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
         if isinstance(error, Refused):          # nothing was touched
@@ -227,8 +245,6 @@ class Run:
             if error is None or isinstance(error, Diverged):
                 self._end('complete')
                 self.say(f'{self.program}: done; {command_line.shown(self._files.csv)}, .json, .log and .png')
-                if self._given.show and self._rows:
-                    records.show(self.name, self._rows)
                 return True
             if isinstance(error, Interrupted):
                 self._end('interrupted')
@@ -263,7 +279,9 @@ class Run:
         folders = [word for option in ('data_dir', 'results_dir', 'checkpoint_dir')
                    if getattr(self._given, option) not in (None, ROOT / 'MNIST_data', ROOT / 'results')
                    for word in (f'--{option.replace("_", "-")}', str(getattr(self._given, option)))]
-        return shlex.join(['python', sys.argv[0], '--resume', self.name, *folders])
+        switches = [f'--{name.replace("_", "-")}' for name in ('stop_on_nan', 'tensorboard', 'show')
+                    if getattr(self._given, name)]
+        return shlex.join(['python', sys.argv[0], '--resume', self.name, *folders, *switches])
 
     @contextlib.contextmanager
     def session(self, config):
@@ -296,7 +314,7 @@ class Run:
         options = self._options
         if self._given.resume is None:
             if self.name != self._given.name:
-                self.say(f'{command_line.shown(self._given.results_dir / self._given.name)}.* is there already: '
+                self.say(f'{self.program}: there are results or checkpoints of {self._given.name} already: '
                          f'this run is {self.name}')
             begins = f'{_count(options["epochs"], "epoch")}'
         else:
@@ -306,7 +324,11 @@ class Run:
                 except (tf.errors.OpError, ValueError) as error:
                     raise Refused(f'the checkpoint {self._checkpoint} is damaged: {_reason(error)}') from None
             self._files.cut(self.first_epoch)
+            if self._rows:      # a kill may have come between the last checkpoint and the plot
+                self._files.plot(self._rows)
             record = self.record
+            if self.first_epoch == 0:
+                record['precision'] = self._precision
             del record['epochs'][self.first_epoch:]
             if record['divergence'] and record['divergence']['epoch'] > self.first_epoch:
                 record['divergence'] = None
@@ -392,8 +414,10 @@ class Run:
                   for piece in pieces]
         if figure is g.loss and self.loss_method != 'builtin':
             return np.float32(np.sum(values, dtype=np.float64))
-        shares = [len(self._test_labels[piece]) / count for piece in pieces]
-        return np.float32(np.dot(shares, np.float64(values)))
+        sums = [value * len(self._test_labels[piece]) for piece, value in zip(pieces, np.float64(values), strict=True)]
+        if figure is g.accuracy:
+            sums = np.round(sums)       # whole numbers of images
+        return np.float32(np.sum(sums)) / np.float32(count)
 
     def print(self, line):
         """Print a line of the article's to stdout, at once, and to the log."""
@@ -408,7 +432,8 @@ class Run:
         """Print a line of ours to stderr, for stdout is the article's, and to the log."""
         self._live.clear()
         print(line, file=sys.stderr, flush=True)
-        self._files.append_log(line)
+        if self._files:             # not yet, while data are loaded
+            self._files.append_log(line)
 
     def iteration_done(self, training_accuracy):
         """Take note of an iteration's end, with the training accuracy last measured: show, on a terminal,
@@ -456,7 +481,7 @@ class Run:
         finally:
             latest = Path(tf.train.latest_checkpoint(str(self._folder)) or '-').name
             for path in self._folder.iterdir():
-                if path.name != 'checkpoint' and path.stem != latest:
+                if path.name.startswith('epoch-') and path.stem != latest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _scalars(self, **values):

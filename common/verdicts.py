@@ -12,7 +12,8 @@ from common import command_line, compare
 SEEDS = 3               # that a side must have, for luck decides much
 LOWERED = 30            # the epochs that experiment 3 trains before it lowers its rate
 EPOCHS = 50             # of the article's runs
-ALWAYS, NEVER, NOT_YET = 'holds', 'does not hold', 'not yet shown'
+SEVENTH_EPOCHS = 3      # after which experiment 7 with --loss stable should have learnt, if it ever does
+HOLDS, FAILS, NOT_YET = 'holds', 'does not hold', 'not yet shown'
 
 
 @dataclass
@@ -34,9 +35,9 @@ def _earlier(ours, theirs):
         if len(shared) >= SEEDS:
             (least, most), (their_least, their_most) = (zip(*map(_over, side), strict=True) for side in sides)
             if max(most) < min(their_least):
-                outcome = ALWAYS
+                outcome = HOLDS
             elif statistics.median(least) >= statistics.median(their_most):
-                outcome = NEVER
+                outcome = FAILS
         return outcome, sides[0] + sides[1]
     return judge
 
@@ -49,18 +50,17 @@ EARLIER = (f'at least {SEEDS} seeds that both sides have. Holds: each of the one
 
 def _rate_lowered(runs):
     """Whether experiment 3 is spared what befalls experiment 2."""
-    late = [run for run in runs[2, 'manual'] if _late_nan(run)]
-    theirs = late + [run for run in runs[2, 'manual'] if not run.diverged and len(run.rows) >= EPOCHS]
-    ours = [run for run in runs[3, 'manual'] if
-            (run.diverged > LOWERED if run.diverged else len(run.rows) >= EPOCHS)]
+    late = [run for run in runs[2, 'manual'] if _nan(run) and run.over and run.over < _nan(run)]
+    theirs = late + [run for run in runs[2, 'manual'] if _whole(run)]
+    ours = [run for run in runs[3, 'manual'] if _whole(run) or (_nan(run) or 0) > LOWERED]
     outcome = NOT_YET
-    if any(run.diverged for run in ours):
-        outcome = NEVER
+    if any(map(_nan, ours)):
+        outcome = FAILS
     elif _seeds(theirs) >= SEEDS:
         if 2 * len(late) <= len(theirs):
-            outcome = NEVER
+            outcome = FAILS
         elif _seeds(ours) >= SEEDS:
-            outcome = ALWAYS
+            outcome = HOLDS
     return outcome, ours + theirs
 
 
@@ -69,12 +69,9 @@ def _seventh(runs):
     forms = runs[7, 'manual'], runs[7, 'stable']
     learnt = [run for form in forms for run in form if run.over]
     if learnt:
-        return NEVER, learnt
+        return FAILS, learnt
     ended = [[run for run in form if run.diverged or len(run.rows) >= SEVENTH_EPOCHS] for form in forms]
-    return ALWAYS if min(map(_seeds, ended)) >= SEEDS else NOT_YET, forms[0] + forms[1]
-
-
-SEVENTH_EPOCHS = 3
+    return HOLDS if min(map(_seeds, ended)) >= SEEDS else NOT_YET, forms[0] + forms[1]
 
 CLAIMS = [
     Claim('1. A suitable initialization is very important.',
@@ -136,8 +133,13 @@ def _over(run):
     return (float('inf') if run.diverged else len(run.rows) + 1), float('inf')
 
 
-def _late_nan(run):
-    return bool(run.diverged and run.over and run.over < run.diverged <= EPOCHS)
+def _nan(run):
+    """The epoch of the first training loss that is not finite, within as many as the article trains, or None."""
+    return run.diverged if run.diverged and run.diverged <= EPOCHS else None
+
+
+def _whole(run):
+    return len(run.rows) >= EPOCHS and not _nan(run)
 
 
 def _seeds(runs):

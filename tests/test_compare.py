@@ -27,7 +27,8 @@ def make(tmp_path):
         options = command_line.defaults() | {'seed': 0} | options
         record = {
             'script': f'alexnet{experiment}.py', 'source': source, 'seed': options['seed'], 'options': options,
-            'precision': options['precision'], 'status': 'complete', 'resumed': [], 'common': {'ops.py': 'a'},
+            'precision': options['precision'], 'start': '', 'status': 'complete', 'resumed': [],
+            'common': {'ops.py': 'a'},
             'divergence': divergence and {'epoch': divergence[0], 'iteration': divergence[1], 'loss': 'nan',
                                           'cause': 'loss formula'},
             'epochs': [{'seconds': 10.0 + k} for k in range(len(rows))]}

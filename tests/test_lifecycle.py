@@ -284,6 +284,13 @@ def change(path, how):
     path.write_bytes(how(path.read_bytes()))
 
 
+def edit(results, **fields):
+    """Change fields of the record; ... takes one out."""
+    changed = json.loads((results / 'alexnet4.json').read_text()) | fields
+    text = json.dumps({key: value for key, value in changed.items() if value is not ...})
+    (results / 'alexnet4.json').write_text(text)
+
+
 @pytest.mark.parametrize('damage, message', [
     (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001', lambda b: b[:len(b) // 2]),
      r'the checkpoint \S*/epoch-2 is damaged: .+'),
@@ -299,7 +306,12 @@ def change(path, how):
      r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
     (lambda r: (r / 'alexnet4.json').unlink(), r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
+    (lambda r: edit(r, epochs=None), r'the record .* \(not the record of a run\)'),
+    (lambda r: edit(r, options=[]), r'the record .* \(not the record of a run\)'),
+    (lambda r: edit(r, divergence=...), r'the record .* \(not the record of a run\)'),
+    (lambda r: edit(r, source='def ('), r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
     (lambda r: change(r / 'alexnet4.csv', lambda b: b[:3]), r'\S*/alexnet4.csv is damaged: 1 lines, where 2 epochs.*'),
+    (lambda r: change(r / 'alexnet4.csv', lambda b: b[:-1]), r'\S*/alexnet4.csv is damaged: its last line has no end'),
     (lambda r: change(r / 'alexnet4.csv', lambda b: b'nonsense\n' + b),
      r'\S*/alexnet4.csv is damaged: line 1 is not `loss,accuracy`'),
     (lambda r: change(r.parent / 'alexnet4.py', lambda b: b.replace(b'rate = 1e-4', b'rate = 1e-3')),
@@ -339,6 +351,61 @@ def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
     assert is_whole(tmp_path / 'results', 'alexnet4', 4)
     status, _, stderr = run(interrupted, '--resume')
     assert status == 1 and last_line(stderr) == 'alexnet4.py: there is no unfinished run of alexnet4.py in results'
+
+
+def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, run, tmp_path):
+    script = narrow('alexnet4')
+    assert run(script, '--epochs', 1, *SMALL, '--checkpoint-dir', 'elsewhere')[0] == 0
+    before = snapshot(tmp_path)
+    status, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
+    assert status == 1
+    assert last_line(stderr) == 'alexnet4.py: the checkpoint of alexnet4 is missing from results/.checkpoints/alexnet4'
+    assert snapshot(tmp_path) == before
+
+
+def test_a_run_touches_no_checkpoint_of_another_and_no_other_file(narrow, run, tmp_path):
+    """One folder for the checkpoints of two results folders, and one of a run whose results are deleted."""
+    script = narrow('alexnet4')
+    (tmp_path / 'home/alexnet4-3').mkdir(parents=True)
+    (tmp_path / 'home/alexnet4-3/thesis.txt').write_text('')
+    for folder, name in ('results', 'alexnet4'), ('second', 'alexnet4-2'):
+        status, _, stderr = run(script, '--epochs', 1, *SMALL, '--checkpoint-dir', 'home', '--results-dir', folder)
+        assert status == 0 and (tmp_path / folder / f'{name}.csv').exists(), stderr
+    assert 'there are results or checkpoints of alexnet4 already: this run is alexnet4-2' in stderr
+    for path in (tmp_path / 'results').glob('alexnet4.*'):
+        path.unlink()
+    before = snapshot(tmp_path / 'home')
+    assert run(script, '--epochs', 1, *SMALL, '--checkpoint-dir', 'home')[0] == 0
+    assert (tmp_path / 'results/alexnet4-4.csv').exists()
+    assert before.items() <= snapshot(tmp_path / 'home').items()
+    (tmp_path / 'home/alexnet4-4/thesis').mkdir()
+    assert run(script, '--resume', 'alexnet4-4', '--epochs', 2, '--checkpoint-dir', 'home')[0] == 0
+    assert sorted(os.listdir(tmp_path / 'home/alexnet4-4')) == [
+        'checkpoint', 'epoch-2.data-00000-of-00001', 'epoch-2.index', 'thesis']
+
+
+DIE = 'import os, signal\ndef die(*_):\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+
+
+def test_a_kill_before_the_last_plot_is_made_good(narrow, start, run, tmp_path):
+    script = narrow('alexnet4')
+    die = DIE + 'from common.records import Files\nFiles.plot = die'
+    assert run(script, '--epochs', 1, *SMALL, prelude=die)[0] == -signal.SIGKILL
+    assert not (tmp_path / 'results/alexnet4.png').exists()
+    status, stdout, stderr = run(script, '--resume')
+    assert status == 0 and stdout == '', stderr
+    assert is_whole(tmp_path / 'results', 'alexnet4', 1)['status'] == 'complete'
+    assert (tmp_path / 'results/alexnet4.png').exists()
+
+
+def test_precision_of_a_run_that_began_again(narrow, run, tmp_path):
+    """Killed before its first epoch, and begun again where there is no bfloat16: no epoch is in it."""
+    script = narrow('alexnet4')
+    die = DIE + 'from common.run import Run\nRun.evaluate = die'
+    status, _, _ = run(script, '--epochs', 1, *SMALL, '--precision', 'bfloat16', prelude=die)
+    assert status == -signal.SIGKILL
+    assert run(script, '--resume', env={'TF_ENABLE_ONEDNN_OPTS': '0'})[0] == 0
+    assert record(tmp_path)['precision'] == 'float32' and record(tmp_path)['options']['precision'] == 'bfloat16'
 
 
 def test_another_scripts_run_is_refused(narrow, run, tmp_path):
@@ -389,7 +456,7 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
 
 
 def test_a_row_that_does_not_fit_leaves_the_csv_as_it_was(small_disk):
-    files = records.Files.claim(small_disk, 'run')
+    files = records.Files.claim(small_disk, small_disk, 'run')
     files.append_row(np.float32(1.5), np.float32(0.25))
     files.write_record({'status': 'running'})
     files.csv.with_name('filler').write_bytes(b'')
@@ -512,7 +579,7 @@ def test_tensorboard_scalars(narrow, run, tmp_path):
 # Divergence
 
 def test_explain_tells_the_formula_from_an_overflow():
-    from common.run import describe, explain
+    from common.divergence import describe, explain
     y = np.eye(10)[[3, 4, 5]]
     output = np.zeros((3, 10), np.float32)
     output[0, 3], output[1, 9] = 120, 200           # right and wrong, both with a gap that underflows
@@ -521,19 +588,15 @@ def test_explain_tells_the_formula_from_an_overflow():
     found = explain('manual', output, y_output, y)
     assert found == {'cause': 'loss formula', 'images': 3, 'largest_logit_gap': 200, 'zero_probabilities': 18,
                      'images_with_zeros': 2, 'of_these_right': 1}
-    told = describe({'loss': 'nan', 'epoch': 2, 'iteration': 7, 'training_accuracy_before': 0.75, **found})
-    assert told == (
-        'the training loss is nan at epoch 2, iteration 7. Cause: the loss formula. All logits are finite, but the '
-        'largest gap between two of an image is 200, so that 18 softmax probabilities of 2 of 3 images underflowed '
-        'to 0, and 0 * log(0) is nan. 1 of those images were classified right; --loss stable cannot underflow. '
-        'Training accuracy before: 0.750')
+    assert describe(found) == (
+        'the loss formula. All logits are finite, but the largest gap between two of an image is 200, so that 18 '
+        'softmax probabilities of 2 of 3 images underflowed to 0, and 0 * log(0) is nan. 1 of those images were '
+        'classified right; --loss stable cannot underflow')
     output[2, 0] = np.inf
     for method in ('manual', 'stable'):
         found = explain(method, output, y_output, y)
         assert found == {'cause': 'overflow', 'images': 3, 'images_with_non_finite_logits': 1}
-    told = describe({'loss': 'nan', 'epoch': 1, 'iteration': 0, 'training_accuracy_before': None, **found})
-    assert told.endswith('Cause: overflow. The logits of 1 of 3 images are not finite. '
-                         'Training accuracy before: not measured yet')
+    assert describe(found) == 'overflow. The logits of 1 of 3 images are not finite'
 
 
 def test_overflow_is_told_from_the_formula_in_a_real_run(run, tmp_path):
@@ -554,7 +617,36 @@ def test_stop_on_nan(narrow, run, tmp_path):
     assert found['status'] == 'complete' and found['epochs'] == [] and found['divergence']['stopped'] is True
     assert (found['divergence']['epoch'], found['divergence']['iteration']) == (1, 0)
     status, _, stderr = run(script, '--resume', 'alexnet1')
-    assert status == 1 and last_line(stderr).startswith('alexnet1.py: alexnet1 ended at a training loss that is not')
+    assert status == 1 and last_line(stderr).startswith('alexnet1.py: alexnet1 came to a training loss that is not')
+
+
+def test_stop_on_nan_when_resumed(narrow, start, run, tmp_path):
+    """The command that resumes says it again, and it is refused where the weights are nan already."""
+    script = narrow('alexnet1', dense=4096)
+    process = start(script, '--epochs', 3, *SMALL)
+    for line in process.stdout:
+        if line.startswith('step 1, iteration 0'):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    before = snapshot(tmp_path / 'results')
+    status, stdout, stderr = run(script, '--resume', '--stop-on-nan')
+    assert status == 1 and stdout == '' and snapshot(tmp_path / 'results') == before
+    assert last_line(stderr).startswith('alexnet1.py: alexnet1 came to a training loss that is not finite')
+    process = start(narrow('alexnet4'), '--epochs', 3, *SMALL, '--stop-on-nan', '--tensorboard')
+    next(process.stdout)
+    process.send_signal(signal.SIGTERM)
+    assert last_line(process.communicate(timeout=60)[1]).endswith(' --stop-on-nan --tensorboard')
+
+
+def test_training_accuracy_before_the_nan(narrow, run, tmp_path):
+    script = narrow('alexnet4', replace=[('learning_rate = 1e-4', 'learning_rate = 1e6')])
+    status, stdout, stderr = run(script, '--epochs', 1, *SMALL)
+    assert status == 0, stderr
+    found = record(tmp_path)['divergence']
+    before = stdout.splitlines()[found['iteration'] - 1].rpartition(' ')[2]
+    assert found['iteration'] > 0 and found['training_accuracy_before'] == float(before)
+    assert f'Training accuracy before: {float(before):.3f}' in stderr
 
 
 def test_a_test_loss_that_alone_is_nan_is_no_divergence(narrow, run, tmp_path):

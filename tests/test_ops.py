@@ -61,7 +61,7 @@ def lrn(x, dy, depth_radius, alpha, beta, bias):
 @pytest.mark.parametrize('precision', WITHIN)
 @pytest.mark.parametrize('magnitude', [1e-3, 1, 30, 3e3, 1e5])
 @pytest.mark.parametrize('relu', [True, False])
-@pytest.mark.parametrize('parameters', [PARAMETERS, {'depth_radius': 5, 'alpha': 1e-3, 'beta': 0.5, 'bias': 2}])
+@pytest.mark.parametrize('parameters', [PARAMETERS, {'depth_radius': 5, 'alpha': 1e-3, 'beta': 0.6, 'bias': 2}])
 def test_local_response_normalization(precision, magnitude, relu, parameters):
     """Also at experiment 1's activations, in thousands, where the divisor is far from 1."""
     random = np.random.RandomState(0)
@@ -175,12 +175,13 @@ def test_what_bfloat16_computes_in_which_type(script, bfloat16):
         # the largest tensors would cost more than it saves.
         calls = [node for node in nodes if node.op == 'PartitionedCall']
         names = {node.name: node for node in nodes}
-        assert len(calls) == {True: 14, False: 2}[batch_normalized] * (3 if nodes is step and not batch_normalized else
+        assert len(calls) == {True: 14, False: 2}[batch_normalized] * (4 if nodes is step and not batch_normalized else
                                                                        2 if nodes is step else 1)
         for call in calls:
             large = [inp for inp, kind in zip(call.input, call.attr['Tin'].list.type, strict=False)
                      if kind == tf.bfloat16.as_datatype_enum]
-            assert large
+            if not large:       # what LRN's backward pads comes from one of ours, in float32
+                assert names[call.input[0]].op == 'PartitionedCall' and nodes is step
             for name in large:
                 if not re.search(r'_[56]/', call.name):     # fc1 and fc2 are small, and beside dropout's masks
                     assert names[name.lstrip('^').split(':')[0]].op != 'Cast', (call.name, name)

@@ -1,10 +1,12 @@
 """The README's figures against the records they come from."""
 import json
+import re
+import subprocess
 
 import pytest
 from conftest import ROOT
 
-from common import benchmark, records
+from common import benchmark, compare, records
 
 README = (ROOT / 'README.md').read_text()
 REFERENCE = ROOT / 'results/reference'
@@ -49,3 +51,19 @@ def test_precision_matters_less_than_the_seed(experiment):
     (loss_gap, loss_spread), (gap, spread) = found
     told = (f'| {experiment} | {loss_gap:.1f} | {loss_spread:.1f} | {gap:.4f} | {spread:.4f} |')
     assert told in README, told
+
+
+def test_walk_through(tmp_path):
+    """What probe and compare printed, and that the command which changes the script makes the one that ran."""
+    folder = REFERENCE / 'walkthrough'
+    runs = compare.load([folder / 'alexnet2.csv', folder / 'alexnet2_he.csv'], folder)
+    printed = [compare.table(runs), *compare.article_tables(runs), compare.diff(runs)]
+    for text in ['\n\n'.join(printed), *((folder / f'{run.name}-probe.txt').read_text().rstrip() for run in runs)]:
+        assert f'```\n{text}\n```' in README, text
+    command = re.search(r'^sed -E .* > alexnet2_he.py$', README, re.MULTILINE)[0]
+    (tmp_path / 'alexnet2.py').write_text((ROOT / 'alexnet2.py').read_text())
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / 'alexnet2_he.py').read_text() == runs[1].record['source']
+    for run in runs:
+        command = f'{run.name}.py {" " * (len("alexnet2_he") - len(run.name))}--epochs 3 --train-images 2000 --seed 1'
+        assert command in README and run.record['argv'] == command.split()[1:]

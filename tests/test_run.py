@@ -122,7 +122,7 @@ def test_a_name_that_is_taken_is_left_alone(run, tmp_path):
     (tmp_path / 'results/alexnet4-2.png').touch()
     status, _, stderr = run('alexnet4', *FEW)
     assert status == 0
-    assert 'results/alexnet4.* is there already: this run is alexnet4-3' in stderr
+    assert 'there are results or checkpoints of alexnet4 already: this run is alexnet4-3' in stderr
     assert (tmp_path / 'results/alexnet4.csv').read_text() == '1.0,0.5\n'
     assert len((tmp_path / 'results/alexnet4-3.csv').read_text().split()) == 2
 
@@ -132,7 +132,7 @@ def test_names_claimed_at_once_differ(tmp_path):
 
     def claim():
         barrier.wait()
-        files.append(records.Files.claim(tmp_path, 'run'))
+        files.append(records.Files.claim(tmp_path, tmp_path / 'none', 'run'))
     threads = [threading.Thread(target=claim) for _ in range(20)]
     for thread in threads:
         thread.start()

@@ -1,6 +1,7 @@
 """What makes a run faster: batches upscaled ahead, evaluation in pieces, --log-every, --precision, the benchmark."""
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -112,6 +113,20 @@ def test_pieces_give_what_all_images_at_once_give(loss_method, narrow, mnist_dir
     assert type(loss_of_pieces) is type(accuracy_of_pieces) is np.float32 is type(loss)
 
 
+def test_accuracy_in_pieces_is_a_whole_number_of_images():
+    """As from one run over all of them: 938 of 1000 is 0.938 in the CSV, not 0.93799996."""
+    run, random = object.__new__(Run), np.random.RandomState(0)
+    run._options, run._position, run._test_at_once = {'loss': 'manual'}, (0, 0), False
+    run._live = type('Nothing', (), {'show': lambda *_: None})
+    g = type('G', (), {'X': 'X', 'y': 'y', 'loss': 'loss', 'accuracy': 'accuracy'})
+    for count in [1, 199, 200, 201, 401, *[1000] * 300]:
+        right = random.rand(count) < random.rand()
+        run._test_images = run._test_labels = right
+        run._sess = type('Session', (), {'run': lambda _, figure, feed_dict: np.float32(feed_dict['X'].sum())
+                                         / np.float32(len(feed_dict['X']))})()
+        assert run.evaluate(g, 'accuracy') == np.float32(right.sum()) / np.float32(count)
+
+
 PEAK = """
 import resource
 from common.run import Run
@@ -125,11 +140,12 @@ Run.epoch_done = epoch_done
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_memory_of_a_whole_run(precision, run):
-    """Batch 200, 1000 test images: 6.3 GiB where they are evaluated at once."""
-    status, stdout, stderr = run('alexnet2', '--epochs', 1, '--train-images', 200, '--precision', precision,
+    """Batch 200, 1000 test images: 6.3 GiB where they are evaluated at once. The limit to keep is 3.5; 2.7 to
+    2.9 were seen, and a run of many iterations takes up to 0.2 more than one of a few."""
+    status, stdout, stderr = run('alexnet2', '--epochs', 1, '--train-images', 800, '--precision', precision,
                                  prelude=PEAK)
     assert status == 0, stderr
-    assert 1 < int(stdout.split()[-1]) / 2**20 < 3.5
+    assert 1 < int(stdout.split()[-1]) / 2**20 < 3.2
 
 
 @pytest.mark.parametrize('script, refused', [('alexnet6', True), ('alexnet7', True), ('alexnet4', False)])
@@ -140,9 +156,37 @@ def test_more_test_images_than_fit_are_refused(script, refused, narrow, run, tmp
                                  prelude='from common import records\nrecords.memory = lambda: 8 * 2**30')
     assert status == (1 if refused else 0), stderr
     if refused:
-        assert last_line(stderr) == (f'{script}.py: 3000 test images at once take about 10 GiB of memory, and there '
+        assert last_line(stderr) == (f'{script}.py: 3000 test images at once take about 10.1 GiB of memory, and there '
                                      'are 8.0: give --test-images 2125 or less')
         assert not (tmp_path / 'results').exists() and stdout == ''
+
+
+def test_what_fits_is_told_where_something_does_and_can_be_given(interrupted_at_once, run):
+    little = 'from common import records\nrecords.memory = lambda: 2 * 2**30'
+    for options, count in (['--resume', 'alexnet6'], 10), ([*SMALL, '--name', 'other'], 10):
+        status, _, stderr = run(interrupted_at_once, *options, prelude=little)
+        assert status == 1 and last_line(stderr) == (
+            f'alexnet6.py: {count} test images at once take about 2.9 GiB of memory, and there are 2.0')
+
+
+@pytest.fixture
+def interrupted_at_once(narrow, run, tmp_path):
+    """A narrow experiment 6 whose run has an epoch to go."""
+    script = narrow('alexnet6')
+    assert run(script, *SMALL)[0] == 0
+    path = tmp_path / 'results/alexnet6.json'
+    record = json.loads(path.read_text())
+    record['options']['epochs'] = 2
+    path.write_text(json.dumps(record | {'status': 'interrupted'}))
+    return script
+
+
+def test_memory_is_what_a_container_leaves(tmp_path, monkeypatch):
+    limit = tmp_path / 'memory.max'
+    monkeypatch.setattr(records, 'Path', lambda path: limit)
+    for text, expected in ('1234567\n', 1234567), ('max\n', None):
+        limit.write_text(text)
+        assert (records.memory() == expected) == (expected is not None)
 
 
 def test_memory_is_the_machines():
@@ -170,7 +214,18 @@ def test_log_every(narrow, run, tmp_path):
     assert status == 2 and '--log-every 1 contradicts alexnet4, which has 3' in last_line(stderr)
 
 
-WITHOUT_INSTRUCTIONS = 'from common import records\nrecords.native_bfloat16 = lambda: False'
+SHOW_STORAGE = """
+import sys
+from common.run import Run, tf
+session = Run.session
+def watched(self, config):
+    fused = [op for op in tf.get_default_graph().get_operations() if op.type.endswith('PartitionedCall')
+             and not op.name.startswith('gradients')]
+    print('stored as', {op.inputs[0].dtype.name for op in fused}, file=sys.stderr)
+    return session(self, config)
+Run.session = watched
+"""
+WITHOUT_INSTRUCTIONS = 'from common import records\nrecords.native_bfloat16 = lambda: False\n'
 
 
 def test_bfloat16_from_the_command_line(narrow, run, tmp_path):
@@ -178,8 +233,10 @@ def test_bfloat16_from_the_command_line(narrow, run, tmp_path):
         pytest.skip('no bfloat16 on this CPU')
     script = narrow('alexnet2')
     figures = {}
-    for precision, prelude in (('float32', None), ('bfloat16', None), ('bfloat16', WITHOUT_INSTRUCTIONS)):
-        status, _, stderr = run(script, *SMALL, '--precision', precision, '--name', 'run', prelude=prelude)
+    for precision, prelude in (('float32', ''), ('bfloat16', ''), ('bfloat16', WITHOUT_INSTRUCTIONS)):
+        status, _, stderr = run(script, *SMALL, '--precision', precision, '--name', 'run',
+                                prelude=SHOW_STORAGE + prelude)
+        assert f"stored as {{'{precision}'}}" in stderr
         assert status == 0 and f'loss manual, {precision}, seed 1, on ' in stderr, stderr
         assert ('this CPU has no instructions for bfloat16: float32 would be faster' in stderr) == bool(
             prelude or (precision == 'bfloat16' and not records.native_bfloat16()))
@@ -212,11 +269,18 @@ def test_benchmark(tmp_path, mnist_dir):
     """Small batches: what is tested is that it measures, not what."""
     command = [sys.executable, '-m', 'common.benchmark', '--experiment', '3', '--iterations', '3', '--batch-size', '2',
                '--data-dir', str(mnist_dir), '--json', str(tmp_path / 'found.json')]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    (tmp_path / 'tmp').mkdir()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {'TMPDIR': str(tmp_path / 'tmp')})
     assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / 'tmp').iterdir())
     found = json.loads((tmp_path / 'found.json').read_text())
     assert done.stdout.strip() == benchmark.table(found)
-    assert list(found['ways']) == ['article', 'float32', 'bfloat16']
+    bfloat16 = 'bfloat16' if ops.can_use_bfloat16() else 'float32'
+    assert {way: measured['precision'] for way, measured in found['ways'].items()} == {
+        'article': 'float32', 'float32': 'float32', 'bfloat16': bfloat16}
+    fused = [measured['fused'] for measured in found['ways'].values()]
+    assert fused == [0, 8, 8], 'two normalizations: forward, and three functions backward'
     for way in found['ways'].values():
         assert len(way['samples']) == 3
         assert all(sample[part] > 0 for sample in way['samples'] for part in ('waiting', 'step', 'accuracy'))
@@ -250,6 +314,7 @@ def test_benchmark_table():
     (['--iterations', 0], 2, "argument --iterations: '0' is not a whole number from 1"),
     (['--iterations', 299], 2, '--iterations and --batch-size ask for more than the 60000 training images'),
     (['--json', 'nowhere/file'], 2, '--json: there is no folder '),
+    (['--json', 'common'], 2, '--json: common is a folder'),
     (['--data-dir', 'pyproject.toml'], 1, 'python -m common.benchmark: '),
 ])
 def test_benchmark_command_lines_that_are_refused(options, status, message):
