@@ -29,6 +29,7 @@ REFERENCE = ROOT / 'results/reference'
 SCRIPTS = {n: ROOT / f'alexnet{n}.py' for n in range(1, 8)}
 OVER = 0.9              # the accuracy that tells a network that has learnt
 IMAGES = 1000           # that losses are brought to
+ARTICLE_BATCHES = 300   # iterations an epoch
 # Okabe and Ito's colours for the colour-blind, without the yellow, which is too pale in print.
 COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000'
 MARKERS, DASHES = 'os^DvPX', ('-', '--', ':', '-.')
@@ -137,9 +138,13 @@ class Recorded:
     def diverged_at(self):
         """The same as a point on the axis of epochs, where 1 is the end of the first."""
         if self.record and self.diverged:
-            batches = self.options['train_images'] // self.options['batch_size']
-            return self.diverged - 1 + (self.record['divergence']['iteration'] + 1) / batches
+            return self.diverged - 1 + (self.record['divergence']['iteration'] + 1) / self.batches
         return self.diverged
+
+    @property
+    def batches(self):
+        """Iterations an epoch. Only where there is a record."""
+        return self.options['train_images'] // self.options['batch_size']
 
     @property
     def status(self):
@@ -209,7 +214,9 @@ def article_tables(runs, markdown=False):
             rows = [[epoch, ', '.join(figures), *(
                 f'{run.losses[epoch - 1]!s}, {run.accuracies[epoch - 1]!s}' if epoch <= len(run.rows) else ''
                 for run in ours)] for epoch, figures in printed.items()]
-            tables.append(grid([f'experiment {n}, epoch', 'article', *(run.name for run in ours)], rows, markdown))
+            names = [run.name if run.batches == ARTICLE_BATCHES else f'{run.name} ({run.batches} iterations an epoch)'
+                     for run in ours]
+            tables.append(grid([f'experiment {n}, epoch', 'article', *names], rows, markdown))
     return tables
 
 
@@ -282,14 +289,22 @@ def draw(runs, folder):
 
 
 def groups(runs):
-    """The runs, those that differ in nothing but the seed and the number of epochs together: a list of lists."""
+    """The runs, those that differ in nothing but the seed and the number of epochs together: a list of lists.
+
+    A run that repeats another, seed and all, is in a group of its own.
+    """
     found = {}
     for run in runs:
         key = id(run) if run.record is None else (
             tuple(records.code_lines(run.record['source'])), run.precision,
             tuple(sorted((name, value) for name, value in run.options.items() if name not in ('seed', 'epochs'))))
-        found.setdefault(key, []).append(run)
-    return list(found.values())
+        alike = found.setdefault(key, [])       # its groups
+        seed = run.options.get('seed')
+        group = next((group for group in alike if seed not in [other.options['seed'] for other in group]), None)
+        if group is None:
+            alike.append(group := [])
+        group.append(run)
+    return [group for alike in found.values() for group in alike]
 
 
 def _draw_group(axes, kind, alike, colour, marker, dashes):

@@ -19,9 +19,10 @@ FACTOR = 20     # by which the signal may fall or rise from the first layer to f
 def look(g, sess, feed_dict):
     """What one training step would see, without taking it.
 
-    g: what build_graph returns. feed_dict: the batch. Returns a namespace: layers, a list of namespaces (name,
-    and what `measure` and the gradients give); largest_logit_gap; zero_probabilities; labels; losses, a
-    dict by method; loss, the script's own; output, y_output. Raises Refused where a layer is not in g.
+    g: what build_graph returns. feed_dict: the batch. Returns a namespace: layers, a list of namespaces, each
+    a name and what `measure` gives, and gradient, its norm over that of the weights; masked, the names of those
+    seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and labels,
+    [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
     """
     names = list(dict.fromkeys(name.partition('_')[0] for name in g.W_conv))     # conv4_1 and conv4_2 are conv4
     missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
@@ -38,12 +39,13 @@ def look(g, sess, feed_dict):
     seen = sess.run({'activations': activations, 'gradients': gradients, 'losses': losses, 'loss': g.loss,
                      'weights': weights,
                      'output': g.output, 'y_output': g.y_output}, feed_dict=feed_dict)
+    masked = [name for name in names if activations[name] is not getattr(g, name)]
     layers = [SimpleNamespace(name=name, **measure(seen['activations'][name]),
                               gradient=_norm(seen['gradients'][name]) / _norm(seen['weights'][name]))
               for name in names]
     return SimpleNamespace(
-        layers=layers, loss=seen['loss'], losses=seen['losses'], output=seen['output'], y_output=seen['y_output'],
-        labels=feed_dict[g.y], largest_logit_gap=float(np.ptp(seen['output'], axis=1).max()),
+        layers=layers, masked=masked, loss=seen['loss'], losses=seen['losses'], output=seen['output'],
+        y_output=seen['y_output'], labels=feed_dict[g.y], largest_logit_gap=float(np.ptp(seen['output'], axis=1).max()),
         zero_probabilities=int((seen['y_output'] == 0).sum()))
 
 
@@ -87,6 +89,8 @@ def table(seen, loss_method):
     lines = ['layer     deviation    largest  zeros     signal  gradient/weights']
     lines += [f'{layer.name:8} {layer.deviation:10.4g} {layer.largest:10.4g} {layer.zeros:6.1%} {layer.signal:10.4g} '
               f'{layer.gradient:17.4g}' for layer in seen.layers]
+    if seen.masked:
+        lines += ['', f'{" and ".join(seen.masked)}: before dropout. Its masks are in the signal of the layers after.']
     finite = ', '.join(f'{method} {loss:.6g}' for method, loss in seen.losses.items())
     return '\n'.join([
         *lines, '',
@@ -117,8 +121,11 @@ def draw(seen, loss_method, name, path):
     if not any(np.isfinite(layer.gradient) for layer in seen.layers):
         lower.set_title('no gradient is finite', fontsize='medium', color='r')
         lower.set_yticks([])
+        lower.minorticks_off()
     for axes in upper, middle, lower:
         axes.grid(color='0.9')
+    if seen.masked:
+        lower.set_xlabel(f"{seen.masked[0]}'s dropout is in the signal of the layers after it")
     figure.suptitle(f'{name}: {verdict(seen, loss_method)}', wrap=True, fontsize='medium')
     with replacing(path) as file:
         figure.savefig(file, format='png', dpi=120)

@@ -244,7 +244,8 @@ class Run:
         try:
             if error is None or isinstance(error, Diverged):
                 self._end('complete')
-                self.say(f'{self.program}: done; {command_line.shown(self._files.csv)}, .json, .log and .png')
+                kinds = '.csv, .json, .log and .png' if self._rows else '.json and .log'
+                self.say(f'{self.program}: done; {command_line.shown(self._files.csv.with_suffix(""))}{kinds}')
                 return True
             if isinstance(error, Interrupted):
                 self._end('interrupted')
@@ -281,7 +282,8 @@ class Run:
                    for word in (f'--{option.replace("_", "-")}', str(getattr(self._given, option)))]
         switches = [f'--{name.replace("_", "-")}' for name in ('stop_on_nan', 'tensorboard', 'show')
                     if getattr(self._given, name)]
-        return shlex.join(['python', sys.argv[0], '--resume', self.name, *folders, *switches])
+        python = str(command_line.shown(Path(sys.executable or 'python')))
+        return shlex.join([python, sys.argv[0], '--resume', self.name, *folders, *switches])
 
     @contextlib.contextmanager
     def session(self, config):
@@ -349,7 +351,7 @@ class Run:
                  f'{_device()}{where}')
         if self._precision != options['precision']:
             why = 'is for the CPU' if ops.on_gpu() else 'is not to be had from this TensorFlow on this CPU'
-            self.say(f'{self.program}: bfloat16 {why}: this run is in float32')
+            self.say(f'{self.program}: bfloat16 {why}: float32 from here on')
         elif self._precision == 'bfloat16' and not records.native_bfloat16():
             self.say(f'{self.program}: this CPU has no instructions for bfloat16: float32 would be faster')
 

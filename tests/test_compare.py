@@ -135,6 +135,8 @@ def test_article_beside_the_runs(make):
         ['1', '170.07048, 0.936', '2300.0, 0.1', '2300.0, 0.1', '2300.0, 0.1'],
         ['2', '86.70665, 0.972', '150.0, 0.95', '', '150.0, 0.95']]
     assert len(table.splitlines()) == 3, 'no run has epoch 50'
+    table, = compare.article_tables(load(make('few', 4, LEARNT, train_images=2000)))
+    assert cells(table, 0) == ['experiment 4, epoch', 'article', 'few (10 iterations an epoch)']
 
 
 # The diff
@@ -208,7 +210,8 @@ def test_figures(make, tmp_path):
 def test_groups(make):
     a, b, c, d, e = load(make('a', 2, LEARNT), make('b', 2, LEARNT, seed=1, epochs=3), make('c', 2, LEARNT, seed=2,
                          loss='stable'), make('d', 2, LEARNT, replace=[('1e-4', '1e-3')]), make('e', 3, LEARNT))
-    assert compare.groups([a, b, c, d, e]) == [[a, b], [c], [d], [e]]
+    again, = load(make('again', 2, LEARNT, seed=1))
+    assert compare.groups([a, b, c, d, e, again]) == [[a, b], [again], [c], [d], [e]], 'no seed counts twice'
 
 
 # The command

@@ -144,7 +144,7 @@ def test_a_signal_ends_the_run_after_the_iteration(number, status, until, done, 
     message, command = last_line(stderr).split('. Go on with: ')
     assert re.fullmatch(r'alexnet4.py: interrupted; \d epochs? of a-run=1 are kept', message)
     python, *words = shlex.split(command)
-    assert python == 'python'
+    assert python == sys.executable, 'as it would be typed'
     resumed = subprocess.run([sys.executable, *words], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)},
                              capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
@@ -615,6 +615,7 @@ def test_stop_on_nan(narrow, run, tmp_path):
     assert status == 0 and stdout == '' and 'Cause: the loss formula' in stderr
     found = record(tmp_path, 'alexnet1')
     assert found['status'] == 'complete' and found['epochs'] == [] and found['divergence']['stopped'] is True
+    assert last_line(stderr) == 'alexnet1.py: done; results/alexnet1.json and .log', 'there is nothing to draw'
     assert (found['divergence']['epoch'], found['divergence']['iteration']) == (1, 0)
     status, _, stderr = run(script, '--resume', 'alexnet1')
     assert status == 1 and last_line(stderr).startswith('alexnet1.py: alexnet1 came to a training loss that is not')

@@ -153,7 +153,8 @@ def test_command(start, run, tmp_path):
     status, stdout, stderr = run('alexnet3', *options, '--probe')
     assert status == 0, stderr
     assert stdout.splitlines()[-1].startswith('The signal dies: from conv1 to fc1 it falls by a factor of ')
-    assert len(stdout.splitlines()) == 9 + 1 + 3
+    assert len(stdout.splitlines()) == 9 + 2 + 1 + 3
+    assert 'fc1 and fc2: before dropout.' in stdout
     assert ('alexnet3.py: a look at one batch of 20 images; loss manual, float32, seed 3, on the CPU (no GPU found)\n'
             in stderr) and last_line(stderr) == 'alexnet3.py: results/alexnet3-probe.png'
     assert [path.name for path in tmp_path.glob('results/*')] == ['alexnet3-probe.png']

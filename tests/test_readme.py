@@ -67,3 +67,21 @@ def test_walk_through(tmp_path):
     for run in runs:
         command = f'{run.name}.py {" " * (len("alexnet2_he") - len(run.name))}--epochs 3 --train-images 2000 --seed 1'
         assert command in README and run.record['argv'] == command.split()[1:]
+
+
+def test_printed_lines():
+    """What the training command ended with, why experiments 1 and 7 are nan, and what --loss stable does."""
+    def log(name):
+        return (REFERENCE / f'walkthrough/{name}.log').read_text().splitlines()
+    lines = [line for line in log('alexnet6') if line.startswith('step ')]
+    assert len(lines) == 16 and '```\n' + '\n'.join(lines[-3:]) + '\n```' in README
+    for script in 'alexnet1', 'alexnet7':
+        line, = (line for line in log(script) if ' Cause: ' in line)
+        assert f'```\n{line}\n```' in README
+    runs = {n: compare.Recorded(REFERENCE / f'walkthrough/alexnet{n}-stable.csv') for n in (1, 7)}
+    for n, run in runs.items():
+        assert run.origin == (n, 0) and (run.options['loss'], run.options['train_images']) == ('stable', 12000)
+    accuracy, gap = runs[7].accuracies[0], runs[7].record['epochs'][0]['largest_logit_gap']
+    assert f'test accuracy {accuracy:.2f} after 60 iterations, although the\nlogit gap reached {gap:.0f}.' in README
+    found = runs[1].record['divergence']
+    assert (found['cause'], found['iteration'], found['images_with_non_finite_logits']) == ('overflow', 1, 200)
