@@ -443,7 +443,7 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
     status, _, stderr = run(script, '--epochs', 3, *SMALL)
     assert status == 1 and 'Traceback' not in stderr
     assert re.match(r'alexnet4.py: the checkpoint of epoch 2 cannot be written: .*No space left on device.*; '
-                    r'2 epochs of alexnet4 are kept. Mend that, then go on with: python ', last_line(stderr))
+                    r'2 epochs of alexnet4 are kept. Mend that, then go on with: ', last_line(stderr))
     state = State(small_disk, 'alexnet4')
     assert state.epochs == 2 and state.checkpoint == 1
     assert state.checkpoint_files == ['checkpoint', 'epoch-1.data-00000-of-00001', 'epoch-1.index']

@@ -202,3 +202,13 @@ def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
     np.testing.assert_array_equal(loss.get_ydata(), [3, np.nan, np.nan])
     assert lower.get_title() == 'loss is not finite in 2 of 3 epochs'
     assert upper.get_shared_x_axes().joined(upper, lower)
+
+
+def test_another_optimizer(narrow, run, tmp_path):
+    """The article's is gradient descent; a reader may try another in a copy."""
+    script = narrow('alexnet4', replace=[('GradientDescentOptimizer(learning_rate=learning_rate)',
+                                          'MomentumOptimizer(learning_rate, momentum=0.9)')])
+    status, _, stderr = run(script, *FEW, '--tensorboard')
+    assert status == 0, stderr
+    status, stdout, stderr = run(script, *FEW, '--probe')
+    assert status == 0 and 'The signal ' in stdout, stderr

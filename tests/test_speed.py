@@ -140,12 +140,12 @@ Run.epoch_done = epoch_done
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_memory_of_a_whole_run(precision, run):
-    """Batch 200, 1000 test images: 6.3 GiB where they are evaluated at once. The limit to keep is 3.5; 2.7 to
-    2.9 were seen, and a run of many iterations takes up to 0.2 more than one of a few."""
+    """Batch 200, 1000 test images, and the checkpoint: 6.3 GiB where the images are evaluated at once; 2.6 to 3.1
+    were seen."""
     status, stdout, stderr = run('alexnet2', '--epochs', 1, '--train-images', 800, '--precision', precision,
                                  prelude=PEAK)
     assert status == 0, stderr
-    assert 1 < int(stdout.split()[-1]) / 2**20 < 3.2
+    assert 1 < int(stdout.split()[-1]) / 2**20 < 3.4
 
 
 @pytest.mark.parametrize('script, refused', [('alexnet6', True), ('alexnet7', True), ('alexnet4', False)])
