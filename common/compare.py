@@ -7,9 +7,9 @@ Losses are those on 1000 test images: a sum, as the article has it. A run's on m
 mean ('builtin'), is brought to that.
 """
 import argparse
-import contextlib
 import csv
 import difflib
+import os
 import re
 import statistics
 import sys
@@ -51,16 +51,19 @@ def main():
     try:
         if given.verdicts:
             from common import verdicts
-            print(verdicts.table(verdicts.judge(load([REFERENCE], given.results_dir)), given.markdown))
+            print(verdicts.table(verdicts.judge(load([REFERENCE], given.results_dir)), given.markdown), flush=True)
             return
         runs = load(given.runs or [folder for folder in (given.results_dir, REFERENCE) if any(_csvs(folder))],
                     given.results_dir)
         if not runs:
-            raise Refused(f'there is no run in {given.results_dir} yet')
-        print('\n\n'.join(filter(None, [
-            table(runs, given.markdown), *article_tables(runs, given.markdown), diff(runs, given.markdown)])))
+            where = given.runs or (given.results_dir, REFERENCE)
+            raise Refused(f'there is no run in {" or ".join(map(str, where))} yet')
         paths = draw(runs, given.results_dir)
+        parts = [table(runs, given.markdown), *article_tables(runs, given.markdown), diff(runs, given.markdown)]
+        print('\n\n'.join(filter(None, parts)), flush=True)
         print(f'{parser.prog}: {", ".join(str(command_line.shown(path)) for path in paths)}', file=sys.stderr)
+    except BrokenPipeError:         # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Refused, OSError) as error:
         sys.exit(f'{parser.prog}: {error}')
 
@@ -97,11 +100,12 @@ class Recorded:
     @cached_property
     def origin(self):
         """(n, changed): which of the seven scripts the run's is nearest to, and how many of its lines are other
-        ones, docstrings left out. (None, None) where no record tells."""
+        ones, docstrings left out. (None, None) where no record tells, or it has little in common with any."""
         if not self.record:
             return None, None
         code = records.code_lines(self.record['source'])
-        return min(((n, _changed(published_code(n), code)) for n in SCRIPTS), key=lambda pair: pair[1])
+        n, changed = min(((n, _changed(published_code(n), code)) for n in SCRIPTS), key=lambda pair: pair[1])
+        return (n, changed) if 2 * changed < len(published_code(n)) else (None, None)
 
     @property
     def differs(self):
@@ -110,7 +114,8 @@ class Recorded:
         if not self.record:
             return 'no record'
         (n, changed), defaults = self.origin, command_line.defaults()
-        script = [f'alexnet{n}.py, {changed} lines changed'] if changed else []
+        script = ['none of the seven scripts'] if n is None else (
+            [f'alexnet{n}.py, {changed} lines changed'] if changed else [])
         return ', '.join(script + [f'{option} {self.options[option]}' for option in
                                    ('train_images', 'test_images', 'batch_size', 'log_every')
                                    if self.options[option] != defaults[option]])
@@ -177,7 +182,7 @@ def load(names, results_dir):
             if not paths:
                 raise Refused(f'there is no run {name} in {results_dir} or {REFERENCE}')
         for path in paths:
-            path = path.absolute()
+            path = path.resolve()
             found.setdefault(path, f'reference/{path.stem}' if path.parent == REFERENCE else path.stem)
     return [Recorded(path, name) for path, name in found.items()]
 
@@ -236,7 +241,7 @@ def diff(runs, markdown=False):
 
 def grid(header, rows, markdown=False):
     """A table as text, or in Markdown."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[str(cell).replace('|', r'\|') if markdown else str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if markdown:
         cells.insert(1, ['---'] * len(header))
@@ -256,16 +261,19 @@ def draw(runs, folder):
     for kind, label in ('accuracy', 'test accuracy'), ('loss', f'test loss, sum over {IMAGES} images'):
         figure = Figure(figsize=(8, 6), layout='constrained')
         axes = figure.subplots()
+        handles, colours = [], {}       # of the experiments
         for k, alike in enumerate(groups(runs)):
-            _draw_group(axes, kind, alike, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)],
-                        DASHES[k // len(COLOURS) % len(DASHES)])
-        last = max(1, *(len(run.rows) for run in runs))
-        experiments = {run.origin[0] for run in runs}
+            turn = k // len(COLOURS)
+            colour = COLOURS[k % len(COLOURS)]
+            colours.setdefault(alike[0].origin[0], colour)
+            handles.append(_draw_group(axes, kind, alike, colour, MARKERS[(k + turn) % len(MARKERS)],
+                                       DASHES[turn % len(DASHES)]))
+        last = max(1, *(len(run.rows) for run in runs), *(int(np.ceil(run.diverged_at or 1)) for run in runs))
         for n, printed in article().items():
             points = [(epoch, float(figures[kind == 'accuracy'])) for epoch, figures in printed.items()]
             shown = [point for point in points if point[0] <= last and np.isfinite(point[1])]
-            if n in experiments and shown:
-                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color='0.2',
+            if n in colours and shown:
+                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color=colours[n],
                           gid=f'article-{n}', zorder=3)
         axes.set(xlabel='epoch', ylabel=label, xlim=(0, last + 0.5))
         if kind == 'accuracy':
@@ -278,7 +286,7 @@ def draw(runs, folder):
         signs = [Line2D([], [], linestyle='none', marker=marker, color='0.2', label=label)
                  for gid, (marker, label) in signs.items()
                  if any((line.get_gid() or '').startswith(gid) for line in axes.lines)]
-        figure.legend(handles=axes.get_legend_handles_labels()[0] + signs, loc='outside lower center', ncols=2,
+        figure.legend(handles=handles + signs, loc='outside lower center', ncols=2,
                       fontsize='small')
         for suffix in 'png', 'svg':
             paths.append(folder / f'compare-{kind}.{suffix}')
@@ -308,7 +316,11 @@ def groups(runs):
 
 
 def _draw_group(axes, kind, alike, colour, marker, dashes):
-    label, gid = alike[0].name, alike[0].name
+    """Draw a group's mean, its range, and where its runs diverged. Returns the line, for the legend."""
+    gid = alike[0].name
+    label = gid.replace('$', r'\$')
+    if label.startswith('_'):       # matplotlib would leave it out
+        label = f' {label}'
     if len(alike) > 1:
         label += f' and {len(alike) - 1} more, other seeds (mean, range)'
     values = np.full([len(alike), max(len(run.rows) for run in alike)], np.nan)
@@ -321,13 +333,16 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
     if len(alike) > 1:
         axes.fill_between(epochs, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.2,
                           linewidth=0, gid=f'band-{gid}')
-    axes.plot(epochs, np.nanmean(values, axis=0), color=colour, marker=marker, markersize=4, linestyle=dashes,
-              label=label, gid=f'run-{gid}')
+        if len(epochs) == 1:        # where a band has no width
+            axes.vlines(epochs, np.nanmin(values), np.nanmax(values), color=colour, alpha=0.2, linewidth=6)
+    line, = axes.plot(epochs, np.nanmean(values, axis=0), color=colour, marker=marker, markersize=4, linestyle=dashes,
+                      label=label, gid=f'run-{gid}')
     for run in alike:
         if run.diverged:
             axes.axvline(run.diverged_at, color=colour, linestyle=':', linewidth=1, gid=f'nan-{run.name}')
             axes.plot(run.diverged_at, 0.5, marker='x', markersize=9, markeredgewidth=2, color=colour, clip_on=False,
                       transform=axes.get_xaxis_transform(), gid=f'cross-{run.name}')
+    return line
 
 
 def published_code(n):
@@ -346,7 +361,7 @@ def _changed(before, after):
 
 
 def _csvs(folder):
-    return (path for path in folder.glob('*.csv') if path != REFERENCE / 'article.csv')
+    return (path for path in folder.resolve().glob('*.csv') if path != REFERENCE / 'article.csv')
 
 
 def _natural(name):
@@ -359,5 +374,4 @@ def _rounded(seconds):
 
 
 if __name__ == '__main__':
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()

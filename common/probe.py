@@ -24,6 +24,8 @@ def look(g, sess, feed_dict):
     seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and labels,
     [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
     """
+    if len(feed_dict[g.y]) < 2:
+        raise Refused('--probe looks at what differs from image to image: give --batch-size 2 or more')
     names = list(dict.fromkeys(name.partition('_')[0] for name in g.W_conv))     # conv4_1 and conv4_2 are conv4
     missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
     if missing or 'fc1' not in names:
@@ -40,9 +42,10 @@ def look(g, sess, feed_dict):
                      'weights': weights,
                      'output': g.output, 'y_output': g.y_output}, feed_dict=feed_dict)
     masked = [name for name in names if activations[name] is not getattr(g, name)]
-    layers = [SimpleNamespace(name=name, **measure(seen['activations'][name]),
-                              gradient=_norm(seen['gradients'][name]) / _norm(seen['weights'][name]))
-              for name in names]
+    with np.errstate(divide='ignore', invalid='ignore'):    # weights of 0 have no ratio
+        layers = [SimpleNamespace(name=name, **measure(seen['activations'][name]),
+                                  gradient=_norm(seen['gradients'][name]) / _norm(seen['weights'][name]))
+                  for name in names]
     return SimpleNamespace(
         layers=layers, masked=masked, loss=seen['loss'], losses=seen['losses'], output=seen['output'],
         y_output=seen['y_output'], labels=feed_dict[g.y], largest_logit_gap=float(np.ptp(seen['output'], axis=1).max()),
@@ -118,10 +121,6 @@ def draw(seen, loss_method, name, path):
     line(lower, 'gradient', 'o-', None)
     lower.set_ylabel('|gradient| / |weights|')
     decades(lower)
-    if not any(np.isfinite(layer.gradient) for layer in seen.layers):
-        lower.set_title('no gradient is finite', fontsize='medium', color='r')
-        lower.set_yticks([])
-        lower.minorticks_off()
     for axes in upper, middle, lower:
         axes.grid(color='0.9')
     if seen.masked:

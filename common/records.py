@@ -137,8 +137,8 @@ def read_record(path):
     """The record at path, a dict. Raises Refused where it is missing or damaged."""
     try:
         record = json.loads(path.read_bytes())
-        kinds = {'script': str, 'source': str, 'options': dict, 'precision': str, 'start': str, 'status': str,
-                 'divergence': (dict, type(None)), 'epochs': list, 'resumed': list}
+        kinds = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'start': str,
+                 'status': str, 'divergence': (dict, type(None)), 'epochs': list, 'resumed': list}
         if not isinstance(record, dict) or not all(isinstance(record.get(key, ...), kinds[key]) for key in kinds):
             raise ValueError('not the record of a run')
         ast.parse(record['source'])
@@ -152,7 +152,7 @@ def read_rows(path, count=None):
 
     Raises Refused where a line is not that or fewer than count are there, OSError where it cannot be read.
     """
-    lines = path.read_bytes().splitlines()
+    lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').splitlines()
     if count is not None and len(lines) < count:
         raise Refused(f'{path} is damaged: {len(lines)} lines, where {count} epochs are done')
     rows = []
@@ -161,7 +161,8 @@ def read_rows(path, count=None):
             loss, accuracy = map(float, line.split(b','))
         except ValueError:
             raise Refused(f'{path} is damaged: line {number} is not `loss,accuracy`') from None
-        rows.append((np.float32(loss), np.float32(accuracy)))
+        with np.errstate(over='ignore'):
+            rows.append((np.float32(loss), np.float32(accuracy)))
     return rows
 
 
@@ -234,11 +235,14 @@ def show(name, rows):
 
 
 def decades(axes):
-    """Make the y axis, of what is drawn already, a logarithmic one over whole decades."""
-    axes.set_yscale('log', nonpositive='mask')
+    """Make the y axis, of what is drawn already, a logarithmic one over whole decades; or say that it is bare."""
     low, high = axes.dataLim.minposy, axes.dataLim.y1
     if 0 < low <= high < np.inf:
+        axes.set_yscale('log', nonpositive='mask')
         axes.set_ylim(10 ** np.floor(np.log10(low * 0.99)), 10 ** np.ceil(np.log10(high * 1.01)))
+    else:
+        axes.set_title('nothing finite to draw', fontsize='medium', color='r')
+        axes.set_yticks([])
 
 
 def draw(figure, name, rows):

@@ -400,6 +400,7 @@ class Run:
         path = folder / f'{self._given.name}-probe.png'
         probe.draw(seen, self.loss_method, self._given.name, path)
         self.say(f'{self.program}: {command_line.shown(path)}')
+        self._signals.check()
         raise Probed
 
     def evaluate(self, g, figure):

@@ -207,6 +207,20 @@ def test_figures(make, tmp_path):
     assert [path.read_bytes() for path in compare.draw(runs, tmp_path / 'new')] == before
 
 
+def test_figures_of_runs_that_have_little_to_show(make, tmp_path, recwarn):
+    """No finite loss, no epoch, a loss of 0, one epoch of two seeds, a divergence after the last epoch, odd names."""
+    (tmp_path / 'odd$_{$.csv').write_text('inf,0.5\n0,0.5\n1e300,0.5\n')
+    runs = load(make('nan', 1, [NAN], (1, 0)), make('none', 2, []), make('zero', 4, [(0, 1)]),
+                make('_one', 5, [(3, 0.5)]), make('_two', 5, [(4, 0.6)], seed=1),
+                make('later', 7, [(5, 0.5)], (3, 149)), tmp_path / 'odd$_{$.csv')
+    for each in ([run] for run in runs):
+        compare.draw(each, tmp_path / 'figures')
+    paths = compare.draw(runs, tmp_path / 'figures')
+    svg = paths[3].read_text()
+    assert ' _one and 1 more, other seeds' in svg and '>3<' in svg.replace(' ', ''), 'the axis reaches epoch 3'
+    assert not recwarn.list
+
+
 def test_groups(make):
     a, b, c, d, e = load(make('a', 2, LEARNT), make('b', 2, LEARNT, seed=1, epochs=3), make('c', 2, LEARNT, seed=2,
                          loss='stable'), make('d', 2, LEARNT, replace=[('1e-4', '1e-3')]), make('e', 3, LEARNT))
@@ -229,9 +243,36 @@ def test_names_paths_and_folders(make, tmp_path, monkeypatch):
     def names(*given):
         return [run.name for run in compare.load(given, tmp_path)]
     assert names('run', 'only', tmp_path / 'run.csv') == ['run', 'reference/only']
+    monkeypatch.chdir(tmp_path)
+    assert names('run.csv', '../' + tmp_path.name + '/run.csv') == ['run'] and names('reference') == names(reference)
     assert names(tmp_path) == ['run', 'run-2', 'run-10'] and names(reference) == ['reference/only', 'reference/run']
     with pytest.raises(records.Refused, match=f'there is no run nosuch in {tmp_path} or '):
         compare.load(['nosuch'], tmp_path)
+
+
+def test_a_script_of_another_kind(make):
+    path = make('other', 2, LEARNT)
+    record = json.loads(path.with_suffix('.json').read_text())
+    path.with_suffix('.json').write_text(json.dumps(record | {'source': 'print(1)\n'}))
+    run, = load(path)
+    assert run.origin == (None, None) and run.differs == 'none of the seven scripts'
+    assert compare.article_tables([run]) == [] and '2 lines' not in compare.table([run])
+
+
+def test_what_counts_as_over_and_as_seconds(make):
+    run, = load(make('run', 2, [(1, 0.9), (1, 0.91)]))
+    assert run.over == 2 and run.seconds == 10.5
+    run.record['epochs'] = [{'seconds': s} for s in (1, 2, 30)]
+    run.record['resumed'] = [{'precision': 'bfloat16'}, {'precision': 'float32'}]
+    assert run.seconds == 2 and run.precision == 'float32/bfloat16'
+
+
+def test_head(make, tmp_path):
+    """A reader that has seen enough is no error."""
+    make('run', 2, LEARNT)
+    shell = f'{sys.executable} -m common.compare run --results-dir {tmp_path} | head -0; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', shell], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout == '0\n' and 'Broken' not in done.stderr and (tmp_path / 'compare-loss.png').exists()
 
 
 def test_command(make, tmp_path):
@@ -309,34 +350,54 @@ def test_verdict_earlier_wants_seeds_that_both_sides_have(make, seeds):
 
 
 def test_verdict_on_the_learning_rate(seeds):
-    late_nan = seeds(2, *[at(12, 50)] * 3, divergence=(47, 3))
-    cured = seeds(3, *[at(12, 50)] * 3)
-    assert outcome(2, late_nan + cured) == 'holds'
-    assert outcome(2, late_nan + cured[:2]) == outcome(2, late_nan[:2] + cured) == 'not yet shown'
-    assert outcome(2, []) == 'not yet shown'
-    early_nan = seeds(3, at(12, 20), divergence=(20, 3))
-    assert outcome(2, late_nan + early_nan) == 'not yet shown', 'the rate was not lowered yet'
-    later_nan = seeds(3, at(12, 50), divergence=(31, 3))
-    assert outcome(2, late_nan + later_nan) == 'does not hold'
-    cured = seeds(3, *[at(12, 50)] * 3)
-    healthy = seeds(2, *[at(12, 50)] * 3)
-    assert outcome(2, healthy + cured) == 'does not hold', 'there is nothing to prevent'
-    mixed = [*seeds(2, *[at(12, 50)] * 3), *late_nan[:1]]
-    mixed[-1].record['seed'] = 3
-    assert outcome(2, mixed[:2] + mixed[-1:] + cured) == 'does not hold', 'one of three'
-    short = seeds(2, *[at(12, 49)] * 3)
-    assert outcome(2, short + cured) == 'not yet shown', 'the nan may be yet to come'
+    def late(experiment, *epochs):
+        """Runs that learn in epoch 12, and whose loss is not finite from these on, or never within 50."""
+        recorded = seeds(experiment, *[at(12, 50)] * len(epochs))
+        for run, epoch in zip(recorded, epochs, strict=True):
+            run.record['divergence'] = epoch and {'epoch': epoch, 'iteration': 0, 'loss': 'nan', 'cause': ''}
+        return recorded
+    theirs, cured = late(2, 47, 31, 50), late(3, None, None, None)
+    assert outcome(2, theirs + cured) == 'holds'
+    assert outcome(2, theirs + cured[:2]) == outcome(2, theirs[:2] + cured) == outcome(2, []) == 'not yet shown'
+    assert outcome(2, late(2, 47, 31, None) + cured) == 'holds', 'two of three'
+    assert outcome(2, late(2, 47, None, None) + cured) == 'does not hold', 'one of three'
+    assert outcome(2, late(2, 47, 51, None) + cured) == 'does not hold', 'the article trains no 51st epoch'
+    assert outcome(2, late(2, 47, 30, 31) + cured) == 'not yet shown', 'in epoch 30 the rate is the same in both'
+    assert outcome(2, theirs + late(3, None, None, 31)) == 'does not hold'
+    assert outcome(2, theirs + late(3, None, None, 30)) == 'not yet shown'
+    assert outcome(2, theirs + seeds(3, *[at(0, 50)] * 3)) == 'not yet shown', 'they never learnt'
+    assert outcome(2, theirs + seeds(3, *[at(12, 49)] * 3)) == 'not yet shown', 'it may be yet to come'
+    others = late(3, None, None, None)
+    for run in others:
+        run.record['seed'] += 5
+    assert outcome(2, theirs + others) == 'not yet shown', 'no seed in common'
 
 
 def test_verdict_on_experiment_7(seeds):
     manual = seeds(7, [NAN], [NAN], [NAN], divergence=(1, 0))
     assert outcome(6, manual) == outcome(6, []) == 'not yet shown'
-    assert outcome(6, manual + seeds(7, *[at(0, 2)] * 3, loss='stable')) == 'not yet shown'
-    assert outcome(6, manual + seeds(7, *[at(0, 3)] * 3, loss='stable')) == 'holds'
+    assert outcome(6, manual + seeds(7, *[at(0, 21)] * 3, loss='stable')) == 'not yet shown'
+    assert outcome(6, manual + seeds(7, *[at(0, 22)] * 3, loss='stable')) == 'holds'
+    assert outcome(6, manual + seeds(7, at(0, 22), at(0, 22), at(0, 3), loss='stable')) == 'not yet shown'
     assert outcome(6, manual + seeds(7, at(3, 3), loss='stable')) == 'does not hold'
 
 
-@pytest.mark.parametrize('change', [{'train_images': 20000}, {'batch_size': 100}, {'replace': [('1e-4', '1e-3')]}])
+def test_verdicts_count_seeds_not_runs(make, seeds):
+    """The longest run of a seed stands for it, and a side in bfloat16 is not held against one in float32."""
+    early, late = seeds(4, at(1, 1), at(1, 1), at(1, 1)), seeds(2, at(3, 3), at(3, 3), at(3, 3))
+    shorter = load(make('shorter', 2, at(0, 1), seed=0))
+    assert outcome(3, shorter + early + late) == outcome(3, early + late + shorter) == 'holds'
+    repeated = load(make('again', 4, at(1, 1), seed=0))
+    assert outcome(3, early[:2] + repeated + late) == 'not yet shown'
+    other = load(*(make(f'other-{k}', 2, at(3, 3), seed=k, precision='bfloat16') for k in range(3)))
+    assert outcome(3, early + other) == 'not yet shown'
+    both = load(*(make(f'both-{k}', 4, at(1, 1), seed=k, precision='bfloat16') for k in range(3)))
+    assert outcome(3, early + late + other + both) == 'holds'
+    assert outcome(3, early[:1] + late + other + both[:1]) == 'not yet shown', 'one seed in two precisions'
+
+
+@pytest.mark.parametrize('change', [{'train_images': 20000}, {'batch_size': 100}, {'test_images': 999},
+                                    {'replace': [('1e-4', '1e-3')]}])
 def test_verdicts_count_the_articles_experiments_only(change, seeds, make):
     late = seeds(2, at(3, 3), at(3, 3), at(3, 3))
     changed = load(*(make(f'changed-{k}', 4, at(1, 1), seed=k, **change) for k in range(3)))

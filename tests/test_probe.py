@@ -138,11 +138,18 @@ def test_limits(signal, sentence):
         assert probe.verdict(seen, 'manual').startswith(sentence)
 
 
+def test_one_image_has_no_signal():
+    with tf.Graph().as_default():
+        g = probe.SimpleNamespace(y='y')
+        with pytest.raises(Refused, match='give --batch-size 2 or more'):
+            probe.look(g, None, {'y': np.zeros([1, 10])})
+
+
 def test_a_layer_that_is_not_there():
     with tf.Graph().as_default():
-        g = probe.SimpleNamespace(W_conv={'conv1': None, 'fc1': None}, conv1=tf.zeros([1, 2]))
+        g = probe.SimpleNamespace(W_conv={'conv1': None, 'fc1': None}, conv1=tf.zeros([1, 2]), y='y')
         with pytest.raises(Refused, match='there is no fc1'):
-            probe.look(g, None, {})
+            probe.look(g, None, {'y': np.zeros([2, 10])})
 
 
 # From the command line
