@@ -13,7 +13,7 @@ import os
 import re
 import statistics
 import sys
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import matplotlib
@@ -86,6 +86,11 @@ class Recorded:
         return command_line.defaults() | self.record['options'] if self.record else {}
 
     @cached_property
+    def code(self):
+        """The lines of the script that ran, docstrings left out. Only where there is a record."""
+        return records.code_lines(self.record['source'])
+
+    @cached_property
     def accuracies(self):
         """[epochs] float32."""
         return np.array([accuracy for _, accuracy in self.rows], np.float32)
@@ -103,8 +108,7 @@ class Recorded:
         ones, docstrings left out. (None, None) where no record tells, or it has little in common with any."""
         if not self.record:
             return None, None
-        code = records.code_lines(self.record['source'])
-        n, changed = min(((n, _changed(published_code(n), code)) for n in SCRIPTS), key=lambda pair: pair[1])
+        n, changed = min(((n, _changed(published_code(n), self.code)) for n in SCRIPTS), key=lambda pair: pair[1])
         return (n, changed) if 2 * changed < len(published_code(n)) else (None, None)
 
     @property
@@ -229,9 +233,9 @@ def diff(runs, markdown=False):
     """The unified diff of two runs' scripts, docstrings left out; None for more or fewer runs, or without records."""
     if len(runs) != 2 or not all(run.record for run in runs):
         return None
-    before, after = (records.code_lines(run.record['source']) for run in runs)
-    lines = difflib.unified_diff(before, after, *(f'{run.name}: {run.record["script"]}' for run in runs), n=1,
-                                 lineterm='')
+    before, after = runs
+    lines = difflib.unified_diff(before.code, after.code, *(f'{run.name}: {run.record["script"]}' for run in runs),
+                                 n=1, lineterm='')
     lines = ['@@' if line.startswith('@@') else line for line in lines]     # without docstrings, its numbers mislead
     if not lines:
         return 'The two scripts are the same' + (
@@ -257,19 +261,19 @@ def draw(runs, folder):
     number; a dotted line stands where a training loss was first not finite. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths, together, printed_in = [], groups(runs), article()
     for kind, label in ('accuracy', 'test accuracy'), ('loss', f'test loss, sum over {IMAGES} images'):
         figure = Figure(figsize=(8, 6), layout='constrained')
         axes = figure.subplots()
         handles, colours = [], {}       # of the experiments
-        for k, alike in enumerate(groups(runs)):
+        for k, alike in enumerate(together):
             turn = k // len(COLOURS)
             colour = COLOURS[k % len(COLOURS)]
             colours.setdefault(alike[0].origin[0], colour)
             handles.append(_draw_group(axes, kind, alike, colour, MARKERS[(k + turn) % len(MARKERS)],
                                        DASHES[turn % len(DASHES)]))
         last = max(1, *(len(run.rows) for run in runs), *(int(np.ceil(run.diverged_at or 1)) for run in runs))
-        for n, printed in article().items():
+        for n, printed in printed_in.items():
             points = [(epoch, float(figures[kind == 'accuracy'])) for epoch, figures in printed.items()]
             shown = [point for point in points if point[0] <= last and np.isfinite(point[1])]
             if n in colours and shown:
@@ -286,8 +290,7 @@ def draw(runs, folder):
         signs = [Line2D([], [], linestyle='none', marker=marker, color='0.2', label=label)
                  for gid, (marker, label) in signs.items()
                  if any((line.get_gid() or '').startswith(gid) for line in axes.lines)]
-        figure.legend(handles=handles + signs, loc='outside lower center', ncols=2,
-                      fontsize='small')
+        figure.legend(handles=handles + signs, loc='outside lower center', ncols=2, fontsize='small')
         for suffix in 'png', 'svg':
             paths.append(folder / f'compare-{kind}.{suffix}')
             # Without a date and with a fixed salt, the same runs give the same file.
@@ -304,7 +307,7 @@ def groups(runs):
     found = {}
     for run in runs:
         key = id(run) if run.record is None else (
-            tuple(records.code_lines(run.record['source'])), run.precision,
+            tuple(run.code), run.precision,
             tuple(sorted((name, value) for name, value in run.options.items() if name not in ('seed', 'epochs'))))
         alike = found.setdefault(key, [])       # its groups
         seed = run.options.get('seed')
@@ -345,14 +348,10 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
     return line
 
 
+@cache
 def published_code(n):
     """The code of alexnet{n}.py as it is here, a list of lines, docstrings left out."""
-    if n not in _published:
-        _published[n] = records.code_lines(SCRIPTS[n].read_text(encoding='utf-8'))
-    return _published[n]
-
-
-_published = {}
+    return records.code_lines(SCRIPTS[n].read_text(encoding='utf-8'))
 
 
 def _changed(before, after):
