@@ -2,9 +2,14 @@
 
 Weights are drawn from a truncated normal distribution of deviation 1, biases are 0.1.
 
-The article printed                                         Recorded here
-step 0, loss nan, testing accuracy 0.08500000089406967      none yet
-step 1, loss nan, testing accuracy 0.08500000089406967      none yet
+The article printed                                         Recorded here (results/reference/alexnet1.csv)
+step 0, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085
+step 1, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085
+
+With --loss stable, which is not in the article (results/reference/alexnet1-stable.csv):
+  epoch 1, loss nan, testing accuracy 0.085
+  epoch 2, loss nan, testing accuracy 0.085
+  epoch 3, loss nan, testing accuracy 0.085
 """
 from types import SimpleNamespace
 

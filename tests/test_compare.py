@@ -169,7 +169,8 @@ def series(path):
         gid = group.get('id', '')
         if gid.startswith(('run-', 'band-', 'article-', 'nan-')):
             path, uses = group.find('.//{*}path[@d]'), group.findall('.//{*}use')
-            corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', path.get('d'))]
+            drawn = '' if path is None else path.get('d')       # nothing, where no figure is finite
+            corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', drawn)]
             offsets = [(float(use.get('x')), float(use.get('y'))) for use in uses]
             found[gid] = ([(x + offsets[0][0], y + offsets[0][1]) for x, y in corners] if gid.startswith('band-')
                           else offsets or corners)

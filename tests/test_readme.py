@@ -3,13 +3,105 @@ import json
 import re
 import subprocess
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from test_compare import series
 
-from common import benchmark, compare, records
+from common import benchmark, command_line, compare, records, verdicts
 
 README = (ROOT / 'README.md').read_text()
 REFERENCE = ROOT / 'results/reference'
+
+
+def recorded():
+    return compare.load([REFERENCE], REFERENCE)
+
+
+def test_recorded_runs():
+    """Each is one of the seven scripts as it is here, on all of MNIST, and is named for what sets it apart."""
+    for run in recorded():
+        (n, changed), loss, seed = run.origin, run.options['loss'], run.options['seed']
+        assert changed == 0 and run.precision == 'bfloat16'
+        assert run.options == command_line.defaults() | {
+            'epochs': run.options['epochs'], 'seed': seed, 'loss': loss, 'precision': 'bfloat16', 'log_every': 10}
+        assert run.name == f'reference/alexnet{n}' + f'-{loss}' * (loss != 'manual') + f'-seed{seed}' * (seed > 0)
+        assert len(run.rows) == len(run.record['epochs']) > 0
+        if run.record['status'] == 'complete':
+            assert len(run.rows) == run.options['epochs']
+
+
+def test_results():
+    """What compare prints of the recorded runs, and the verdicts."""
+    runs = recorded()
+    for text in [compare.table(runs, True), *compare.article_tables(runs, True),
+                 verdicts.table(verdicts.judge(runs), True)]:
+        assert f'\n\n{text}\n\n' in README, text
+
+
+def test_what_the_loss_hid():
+    """Each figure of that section, in its sentence; no other figure is in it."""
+    runs = {run.name.removeprefix('reference/'): run for run in recorded()}
+    text = ' '.join(README.split('### What the article got right, and what its loss hid')[1].split('\n## ')[0].split())
+    first, seventh = runs['alexnet1'], runs['alexnet7']
+    for run in first, seventh:
+        assert run.record['divergence']['cause'] == 'loss formula' and set(run.accuracies.astype(str)) == {'0.085'}
+        assert (run.record['divergence']['epoch'], run.record['divergence']['iteration']) == (1, 0)
+    overflow, stable = runs['alexnet1-stable'].record['divergence'], runs['alexnet7-stable']
+    assert (overflow['cause'], overflow['epoch'], overflow['iteration']) == ('overflow', 1, 1)
+    assert not stable.diverged and stable.record['seed'] == seventh.record['seed']
+
+    def gap(run):
+        return max(epoch['largest_logit_gap'] for epoch in run.record['epochs'])
+    fourth, printed = runs['alexnet4'], {epoch: accuracy for epoch, (_, accuracy) in compare.article()[4].items()}
+    for told in [
+            f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
+            f'the logits of all {overflow["images_with_non_finite_logits"]} images are not finite',
+            f'experiment 4 has {fourth.accuracies[0]!s} and {runs["alexnet4-seed1"].accuracies[0]!s} after its first '
+            f'epoch (the article: {printed[1]}), and in the longer of the two runs {fourth.accuracies[1]!s} after the '
+            f'second ({printed[2]}). Its logits are at most {gap(fourth):.1f} apart',
+            f'up to {seventh.record["divergence"]["largest_logit_gap"]:.4g} apart',
+            f'{", ".join(map(str, stable.accuracies))} after the first five epochs, '
+            f'with logits up to {gap(stable):.0f} apart',
+            f'has {runs["alexnet6"].accuracies[0]!s}, experiment 7 with `--loss stable` {stable.accuracies[0]!s}.',
+            'stays at 0.085, as the article printed', "stays at 0.085 like experiment 1's"]:
+        assert told in text, told
+        text = text.replace(told, '')
+    assert not re.search(r'\d[.e]\d', text)
+
+
+def test_recorded_figures(tmp_path):
+    """The figures' curves, bands, points and crosses are those of the recorded runs, wherever the typeface lets the
+    axes lie."""
+    for path in compare.draw(recorded(), tmp_path):
+        assert f'results/reference/{path.stem}.png' in README
+        if path.suffix == '.svg':
+            published, drawn = series(REFERENCE / path.name), series(path)
+            assert {gid: len(points) for gid, points in published.items()} == {
+                gid: len(points) for gid, points in drawn.items()}
+            here, there = (np.array([point for gid in drawn for point in figure[gid]]) for figure in (published, drawn))
+            for k in range(2):
+                line = np.polyfit(here[:, k], there[:, k], 1)
+                assert line[0] > 0
+                np.testing.assert_allclose(np.polyval(line, here[:, k]), there[:, k], atol=0.01)
+
+
+@pytest.mark.parametrize('n', compare.SCRIPTS)
+def test_docstrings(n):
+    """What the scripts' docstrings say is recorded, against the CSVs they name; `none yet` where there is no line."""
+    docstring = (ROOT / f'alexnet{n}.py').read_text().split('"""')[1]
+    path, checked = REFERENCE / f'alexnet{n}.csv', {}
+    for line in docstring.splitlines():
+        if named := re.search(r'\((results/reference/\S+\.csv)\)', line):
+            path = ROOT / named[1]
+        elif told := re.search(r'  (?:(epoch) (\d+), )?(loss \S+, testing accuracy \S+|none yet)$', line):
+            word, epoch = told.groups()[:2] if told[1] else re.match(r'(step|epoch) (\d+)', line).groups()
+            lines = path.read_text().splitlines() if path.exists() else []
+            epoch = int(epoch) + (word == 'step')
+            loss, accuracy = lines[epoch - 1].split(',') if epoch <= len(lines) else (None, None)
+            assert told[3] == (f'loss {loss}, testing accuracy {accuracy}' if loss else 'none yet'), line
+            checked.setdefault(path.stem, []).append(epoch)
+    assert checked.keys() == {f'alexnet{n}', *([f'alexnet{n}-stable'] if n in (1, 7) else [])}
 
 
 @pytest.mark.parametrize('experiment', [2, 4, 5, 6])
