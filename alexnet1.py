@@ -7,8 +7,6 @@ step 0, loss nan, testing accuracy 0.08500000089406967      loss nan, testing ac
 step 1, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085
 
 With --loss stable, which is not in the article (results/reference/alexnet1-stable.csv):
-  epoch 1, loss nan, testing accuracy 0.085
-  epoch 2, loss nan, testing accuracy 0.085
   epoch 3, loss nan, testing accuracy 0.085
 """
 from types import SimpleNamespace

@@ -4,13 +4,9 @@ Differs from alexnet6.py: weights and biases are created as in alexnet1.py.
 
 The article printed                                         Recorded here (results/reference/alexnet7.csv)
 no figures: "the model still cannot converge"               epoch 1, loss nan, testing accuracy 0.085
-                                                            epoch 2, loss nan, testing accuracy 0.085
 
 With --loss stable, which is not in the article (results/reference/alexnet7-stable.csv):
   epoch 1, loss 9783.347, testing accuracy 0.792
-  epoch 2, loss 7027.546, testing accuracy 0.842
-  epoch 3, loss 5054.1865, testing accuracy 0.888
-  epoch 4, loss 3977.87, testing accuracy 0.881
   epoch 5, loss 3770.23, testing accuracy 0.909
 """
 from types import SimpleNamespace
