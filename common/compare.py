@@ -342,9 +342,11 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
                       label=label, gid=f'run-{gid}')
     for run in alike:
         if run.diverged:
+            crosses = sum((line.get_gid() or '').startswith('cross-') for line in axes.lines)
+            height = 0.5 - 0.05 * (crosses % 10)        # below one another: many runs diverge at the same iteration
             axes.axvline(run.diverged_at, color=colour, linestyle=':', linewidth=1, gid=f'nan-{run.name}')
-            axes.plot(run.diverged_at, 0.5, marker='x', markersize=9, markeredgewidth=2, color=colour, clip_on=False,
-                      transform=axes.get_xaxis_transform(), gid=f'cross-{run.name}')
+            axes.plot(run.diverged_at, height, marker='x', markersize=9, markeredgewidth=2, color=colour,
+                      clip_on=False, transform=axes.get_xaxis_transform(), gid=f'cross-{run.name}')
     return line
 
 

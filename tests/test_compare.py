@@ -167,7 +167,7 @@ def series(path):
     found = {}
     for group in ElementTree.parse(path).iter('{http://www.w3.org/2000/svg}g'):
         gid = group.get('id', '')
-        if gid.startswith(('run-', 'band-', 'article-', 'nan-')):
+        if gid.startswith(('run-', 'band-', 'article-', 'nan-', 'cross-')):
             path, uses = group.find('.//{*}path[@d]'), group.findall('.//{*}use')
             drawn = '' if path is None else path.get('d')       # nothing, where no figure is finite
             corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', drawn)]
@@ -185,7 +185,8 @@ def test_figures(make, tmp_path):
     assert [path.name for path in paths] == ['compare-accuracy.png', 'compare-accuracy.svg', 'compare-loss.png',
                                              'compare-loss.svg']
     accuracy, loss = series(paths[1]), series(paths[3])
-    assert accuracy.keys() == {'run-grown', 'run-nan', 'nan-nan', 'run-seed0', 'band-seed0', 'article-2', 'article-4'}
+    assert accuracy.keys() == {'run-grown', 'run-nan', 'nan-nan', 'cross-nan', 'run-seed0', 'band-seed0', 'article-2',
+                               'article-4'}
     assert len(accuracy['run-nan']) == 2 and len(loss['run-nan']) == 1
     for figure, value in (accuracy, lambda y: y), (loss, np.log10):
         points = figure['run-grown']
@@ -203,9 +204,16 @@ def test_figures(make, tmp_path):
         assert any(point == at(1, highest) for point in figure['band-seed0'])
         assert figure['article-4'] == [at(epoch, *pair) for epoch, pair in zip(
             (1, 2), [[0.936], [0.972]] if figure is accuracy else [[170.07048], [86.70665]], strict=True)]
-        assert figure['nan-nan'][0][0] == pytest.approx(np.polyval(x, 1.5), abs=1e-3), 'half-way through epoch 2'
+        for gid in 'nan-nan', 'cross-nan':
+            assert figure[gid][0][0] == pytest.approx(np.polyval(x, 1.5), abs=1e-3), 'half-way through epoch 2'
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in compare.draw(runs, tmp_path / 'new')] == before
+
+
+def test_crosses_do_not_hide_each_other(make, tmp_path):
+    runs = load(make('a', 1, [NAN], (1, 0)), make('b', 1, [NAN], (1, 0), seed=1), make('c', 7, [NAN], (1, 0)))
+    (a,), (b,), (c,) = (series(compare.draw(runs, tmp_path)[1])[f'cross-{name}'] for name in 'abc')
+    assert a[0] == b[0] == c[0] and min(b[1] - a[1], c[1] - b[1]) > 9, 'points; a cross is 9 high'
 
 
 def test_figures_of_runs_that_have_little_to_show(make, tmp_path, recwarn):
