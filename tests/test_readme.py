@@ -59,7 +59,8 @@ def test_what_the_loss_hid():
             f'the logits of all {overflow["images_with_non_finite_logits"]} images are not finite',
             f'experiment 4 has {fourth.accuracies[0]!s} and {runs["alexnet4-seed1"].accuracies[0]!s} after its first '
             f'epoch (the article: {printed[1]}), and in the longer of the two runs {fourth.accuracies[1]!s} after the '
-            f'second ({printed[2]}). Its logits are at most {gap(fourth):.1f} apart',
+            f'second ({printed[2]}), then {min(fourth.accuracies[2:])!s} to {max(fourth.accuracies[2:])!s} up to the '
+            f'eighth. Its logits are at most {gap(fourth):.1f} apart in these eight epochs',
             f'up to {seventh.record["divergence"]["largest_logit_gap"]:.4g} apart',
             f'{", ".join(map(str, stable.accuracies))} after the first five epochs, '
             f'with logits up to {gap(stable):.0f} apart',
