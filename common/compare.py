@@ -29,10 +29,12 @@ REFERENCE = ROOT / 'results/reference'
 SCRIPTS = {n: ROOT / f'alexnet{n}.py' for n in range(1, 8)}
 OVER = 0.9              # the accuracy that tells a network that has learnt
 IMAGES = 1000           # that losses are brought to
+CLASSES = 10
 ARTICLE_BATCHES = 300   # iterations an epoch
 # Okabe and Ito's colours for the colour-blind, without the yellow, which is too pale in print.
 COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000'
 MARKERS, DASHES = 'os^DvPX', ('-', '--', ':', '-.')
+INK = '0.2'
 
 
 def main():
@@ -258,39 +260,44 @@ def draw(runs, folder):
     """Test accuracy and test loss over the epochs, a figure each, as PNG and SVG: compare-accuracy, compare-loss.
 
     Runs that differ in nothing but the seed are a band with its mean; the article's points are the experiment's
-    number; a dotted line stands where a training loss was first not finite. Returns the paths.
+    number; a dotted line stands where a training loss was first not finite, a dashed one where a network is that
+    answers each digit with a probability of 0.1. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths, together, printed_in = [], groups(runs), article()
     for kind, label in ('accuracy', 'test accuracy'), ('loss', f'test loss, sum over {IMAGES} images'):
         figure = Figure(figsize=(8, 6), layout='constrained')
         axes = figure.subplots()
-        handles, colours = [], {}       # of the experiments
+        handles = []
         for k, alike in enumerate(together):
             turn = k // len(COLOURS)
             colour = COLOURS[k % len(COLOURS)]
-            colours.setdefault(alike[0].origin[0], colour)
             handles.append(_draw_group(axes, kind, alike, colour, MARKERS[(k + turn) % len(MARKERS)],
                                        DASHES[turn % len(DASHES)]))
         last = max(1, *(len(run.rows) for run in runs), *(int(np.ceil(run.diverged_at or 1)) for run in runs))
         for n, printed in printed_in.items():
             points = [(epoch, float(figures[kind == 'accuracy'])) for epoch, figures in printed.items()]
             shown = [point for point in points if point[0] <= last and np.isfinite(point[1])]
-            if n in colours and shown:
-                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color=colours[n],
+            if shown and any(run.origin[0] == n for run in runs):
+                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color=INK,
                           gid=f'article-{n}', zorder=3)
-        axes.set(xlabel='epoch', ylabel=label, xlim=(0, last + 0.5))
+        guess = 1 / CLASSES if kind == 'accuracy' else IMAGES * np.log(CLASSES)
+        guessing = axes.axhline(guess, color=INK, linestyle='--', linewidth=0.7, zorder=1, gid='guessing',
+                                label='a network that guesses')
+        # Beyond 0, where the runs stand whose first loss is not finite.
+        axes.set(xlabel='epoch', ylabel=label, xlim=(-0.03 * last, last + 0.5))
         if kind == 'accuracy':
             axes.set_ylim(-0.02, 1.02)
         else:
             records.decades(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color='0.9')
-        signs = {'article-': ('$n$', "the article's, experiment n"), 'nan-': ('x', 'training loss not finite')}
-        signs = [Line2D([], [], linestyle='none', marker=marker, color='0.2', label=label)
+        signs = {'article-': ('$n$', "the article's, experiment n"),
+                 'nan-': ('x', 'training loss not finite, at any height')}
+        signs = [Line2D([], [], linestyle='none', marker=marker, color=INK, label=label)
                  for gid, (marker, label) in signs.items()
                  if any((line.get_gid() or '').startswith(gid) for line in axes.lines)]
-        figure.legend(handles=handles + signs, loc='outside lower center', ncols=2, fontsize='small')
+        figure.legend(handles=[*handles, *signs, guessing], loc='outside lower center', ncols=2, fontsize='small')
         for suffix in 'png', 'svg':
             paths.append(folder / f'compare-{kind}.{suffix}')
             # Without a date and with a fixed salt, the same runs give the same file.

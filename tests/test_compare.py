@@ -167,7 +167,7 @@ def series(path):
     found = {}
     for group in ElementTree.parse(path).iter('{http://www.w3.org/2000/svg}g'):
         gid = group.get('id', '')
-        if gid.startswith(('run-', 'band-', 'article-', 'nan-', 'cross-')):
+        if gid.startswith(('run-', 'band-', 'article-', 'nan-', 'cross-', 'guessing')):
             path, uses = group.find('.//{*}path[@d]'), group.findall('.//{*}use')
             drawn = '' if path is None else path.get('d')       # nothing, where no figure is finite
             corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', drawn)]
@@ -186,7 +186,7 @@ def test_figures(make, tmp_path):
                                              'compare-loss.svg']
     accuracy, loss = series(paths[1]), series(paths[3])
     assert accuracy.keys() == {'run-grown', 'run-nan', 'nan-nan', 'cross-nan', 'run-seed0', 'band-seed0', 'article-2',
-                               'article-4'}
+                               'article-4', 'guessing'}
     assert len(accuracy['run-nan']) == 2 and len(loss['run-nan']) == 1
     for figure, value in (accuracy, lambda y: y), (loss, np.log10):
         points = figure['run-grown']
@@ -204,6 +204,8 @@ def test_figures(make, tmp_path):
         assert any(point == at(1, highest) for point in figure['band-seed0'])
         assert figure['article-4'] == [at(epoch, *pair) for epoch, pair in zip(
             (1, 2), [[0.936], [0.972]] if figure is accuracy else [[170.07048], [86.70665]], strict=True)]
+        guess = np.polyval(y, value(0.1 if figure is accuracy else 1000 * np.log(10)))
+        assert [height for _, height in figure['guessing']] == [pytest.approx(guess, abs=1e-3)] * 2
         for gid in 'nan-nan', 'cross-nan':
             assert figure[gid][0][0] == pytest.approx(np.polyval(x, 1.5), abs=1e-3), 'half-way through epoch 2'
     before = [path.read_bytes() for path in paths]

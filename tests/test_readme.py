@@ -2,16 +2,19 @@
 import json
 import re
 import subprocess
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image, ImageChops
 from test_compare import series
 
 from common import benchmark, command_line, compare, records, verdicts
 
 README = (ROOT / 'README.md').read_text()
 REFERENCE = ROOT / 'results/reference'
+NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten']
 
 
 def recorded():
@@ -27,6 +30,7 @@ def test_recorded_runs():
             'epochs': run.options['epochs'], 'seed': seed, 'loss': loss, 'precision': 'bfloat16', 'log_every': 10}
         assert run.name == f'reference/alexnet{n}' + f'-{loss}' * (loss != 'manual') + f'-seed{seed}' * (seed > 0)
         assert len(run.rows) == len(run.record['epochs']) > 0
+        assert (REFERENCE.parent / f'{run.name}.png').stat().st_size > 10_000
         if run.record['status'] == 'complete':
             assert len(run.rows) == run.options['epochs']
 
@@ -39,44 +43,103 @@ def test_results():
         assert f'\n\n{text}\n\n' in README, text
 
 
+def section(title):
+    return ' '.join(README.split(title)[1].split('\n## ')[0].split())
+
+
+def test_what_is_recorded():
+    """The Results section's first sentences; in the records themselves these are test_recorded_runs' matter."""
+    text, runs = section('\n## Results\n'), recorded()
+    missing = [n for n in compare.SCRIPTS if n not in {run.origin[0] for run in runs}]
+    assert max(len(run.rows) for run in runs) < verdicts.EPOCHS
+    *most, last = map(str, missing)
+    options = runs[0].options
+    for told in [f'on all {options["train_images"]:,} images, with `--precision {options["precision"]} --log-every '
+                 f'{options["log_every"]}`, seed 0 unless',
+                 f'Experiments {", ".join(most)} and {last} are not recorded yet, and no run is as long as',
+                 f'an epoch being {compare.ARTICLE_BATCHES} iterations in both',
+                 f'ask for {NUMBERS[verdicts.SEEDS]} seeds']:
+        assert told in text, told
+    stable, again = (run for run in runs if run.origin[0] == 7 and run.options['loss'] == 'stable')
+    later, = stable.record['resumed']
+    assert stable.record['argv'][stable.record['argv'].index('--epochs') + 1] == '3'
+    assert later['argv'][later['argv'].index('--epochs') + 1] == '5' == str(again.options['epochs'])
+    assert not again.record['resumed']
+
+
 def test_what_the_loss_hid():
     """Each figure of that section, in its sentence; no other figure is in it."""
     runs = {run.name.removeprefix('reference/'): run for run in recorded()}
-    text = ' '.join(README.split('### What the article got right, and what its loss hid')[1].split('\n## ')[0].split())
+    text = section('### What the article got right, and what its loss hid')
     first, seventh = runs['alexnet1'], runs['alexnet7']
     for run in first, seventh:
         assert run.record['divergence']['cause'] == 'loss formula' and set(run.accuracies.astype(str)) == {'0.085'}
         assert (run.record['divergence']['epoch'], run.record['divergence']['iteration']) == (1, 0)
-    overflow, stable = runs['alexnet1-stable'].record['divergence'], runs['alexnet7-stable']
-    assert (overflow['cause'], overflow['epoch'], overflow['iteration']) == ('overflow', 1, 1)
-    assert not stable.diverged and stable.record['seed'] == seventh.record['seed']
+        assert np.isnan(run.losses).all()
+    overflows = [run for name, run in runs.items() if name.startswith('alexnet1-stable')]
+    for run in overflows:
+        overflow = run.record['divergence']
+        assert (overflow['cause'], overflow['epoch'], overflow['iteration']) == ('overflow', 1, 1)
+    stable, again = runs['alexnet7-stable'], runs['alexnet7-stable-seed1']
+    assert not stable.diverged and not again.diverged and stable.record['seed'] == seventh.record['seed']
+    fourth, sixth, article = runs['alexnet4'], runs['alexnet6'], compare.article()
+    starts = [str(run.accuracies[0]) for name, run in sorted(runs.items()) if run.origin[0] == 4]
+    seeds = len({run.record['seed'] for run in runs.values() if run.origin[0] == 4})
+    assert seeds == len(starts)
 
-    def gap(run):
-        return max(epoch['largest_logit_gap'] for epoch in run.record['epochs'])
-    fourth, printed = runs['alexnet4'], {epoch: accuracy for epoch, (_, accuracy) in compare.article()[4].items()}
+    def gaps(run):
+        return [epoch['largest_logit_gap'] for epoch in run.record['epochs']]
+    assert max(gaps(fourth)) == gaps(fourth)[-1] and min(gaps(fourth)) == gaps(fourth)[0]
+
+    def listed(values):
+        *most, last = map(str, values)
+        return f'{", ".join(most)} and {last}'
     for told in [
+            f'test accuracy 0.085, in {"both" if len(first.rows) == 2 else "all"} epochs',
             f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
-            f'the logits of all {overflow["images_with_non_finite_logits"]} images are not finite',
-            f'experiment 4 has {fourth.accuracies[0]!s} and {runs["alexnet4-seed1"].accuracies[0]!s} after its first '
-            f'epoch (the article: {printed[1]}), and in the longer of the two runs {fourth.accuracies[1]!s} after the '
-            f'second ({printed[2]}), then {min(fourth.accuracies[2:])!s} to {max(fourth.accuracies[2:])!s} up to the '
-            f'eighth. Its logits are at most {gap(fourth):.1f} apart in these eight epochs',
+            f'of all {overflow["images_with_non_finite_logits"]} images are not finite',
+            f'it has {listed(starts)} with {NUMBERS[seeds]} seeds (the article: {article[4][1][1]})',
+            f'{fourth.accuracies[1]!s} after the second ({article[4][2][1]}), then {min(fourth.accuracies[2:])!s} to '
+            f'{max(fourth.accuracies[2:])!s} up to the eighth.',
+            f'rises from {gaps(fourth)[0]:.1f} to {gaps(fourth)[-1]:.1f} in these {NUMBERS[len(fourth.rows)]} epochs',
+            f'{sixth.accuracies[0]!s} after the first epoch, {sixth.accuracies[1]!s} after the second',
+            f'two: {article[6][1][1]} and {article[6][2][1]})',
             f'up to {seventh.record["divergence"]["largest_logit_gap"]:.4g} apart',
-            f'{", ".join(map(str, stable.accuracies))} after the first five epochs, '
-            f'with logits up to {gap(stable):.0f} apart',
-            f'has {runs["alexnet6"].accuracies[0]!s}, experiment 7 with `--loss stable` {stable.accuracies[0]!s}.',
-            'stays at 0.085, as the article printed', "stays at 0.085 like experiment 1's"]:
-        assert told in text, told
+            f'{", ".join(map(str, stable.accuracies))} after the first {NUMBERS[len(stable.rows)]} epochs, '
+            f'with logits up to {max(gaps(stable)):.0f} apart. With another seed it is '
+            f'{", ".join(map(str, again.accuracies))}, and {max(gaps(again)):.0f}.',
+            f'falls from {stable.losses[0]:.0f} to {stable.losses[-1]:.0f} ({again.losses[0]:.0f} to '
+            f'{again.losses[-1]:.0f}), still more than the {1000 * np.log(10):.0f} of guessing',
+            f'has {sixth.accuracies[0]!s} at a loss of {sixth.losses[0]:.0f}, experiment 7 with `--loss stable` '
+            f'{stable.accuracies[0]!s} and {again.accuracies[0]!s} at losses of {stable.losses[0]:.0f} and '
+            f'{again.losses[0]:.0f}.',
+            f'whose gradient is {first.options["batch_size"]} times smaller',
+            f'the {fourth.options["test_images"]} test images, of which an accuracy of 0.95 has a standard error of '
+            f'{np.sqrt(0.95 * 0.05 / fourth.options["test_images"]):.3f}',
+            "accuracy stays at 0.085 like experiment 1's", 'the formula fails at about 87', 'within 50 is open',
+            "experiment 2's late `nan`; of 1 and 7 it", 'experiment 2 in epoch 47', 'one epoch of 20,000 images moved '
+            'experiments 4 and 6', 'plateau of experiments 2, 3 and 5', 'whether experiments 1 and 7 learn']:
+        assert text.count(told) == 1, told
         text = text.replace(told, '')
-    assert not re.search(r'\d[.e]\d', text)
+    assert not re.search(r'\d', re.sub(r'[Ee]xperiment \d|bfloat16', '', text))
+
+
+def texts(svg):
+    return [text.text for text in ElementTree.parse(svg).iter('{http://www.w3.org/2000/svg}text')]
 
 
 def test_recorded_figures(tmp_path):
-    """The figures' curves, bands, points and crosses are those of the recorded runs, wherever the typeface lets the
-    axes lie."""
+    """The figures' curves, bands, points, crosses and words are those of the recorded runs, wherever the typeface lets
+    the axes lie."""
     for path in compare.draw(recorded(), tmp_path):
-        assert f'results/reference/{path.stem}.png' in README
-        if path.suffix == '.svg':
+        if path.suffix == '.png':
+            assert f'](results/reference/{path.name})' in README
+            with Image.open(REFERENCE / path.name) as published, Image.open(path) as drawn:
+                assert published.size == drawn.size
+                if published.info['Software'] == drawn.info['Software']:        # matplotlib's version
+                    assert ImageChops.difference(published.convert('RGB'), drawn.convert('RGB')).getbbox() is None
+        else:
+            assert texts(REFERENCE / path.name) == texts(path)
             published, drawn = series(REFERENCE / path.name), series(path)
             assert {gid: len(points) for gid, points in published.items()} == {
                 gid: len(points) for gid, points in drawn.items()}
@@ -103,6 +166,9 @@ def test_docstrings(n):
             assert told[3] == (f'loss {loss}, testing accuracy {accuracy}' if loss else 'none yet'), line
             checked.setdefault(path.stem, []).append(epoch)
     assert checked.keys() == {f'alexnet{n}', *([f'alexnet{n}-stable'] if n in (1, 7) else [])}
+    if n in (1, 7):
+        last = len((REFERENCE / f'alexnet{n}-stable.csv').read_text().splitlines())
+        assert checked[f'alexnet{n}-stable'] == ([last] if n == 1 else [1, last])
 
 
 @pytest.mark.parametrize('experiment', [2, 4, 5, 6])
