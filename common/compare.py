@@ -9,6 +9,7 @@ mean ('builtin'), is brought to that.
 import argparse
 import csv
 import difflib
+import itertools
 import os
 import re
 import statistics
@@ -206,10 +207,14 @@ def table(runs, markdown=False):
     return grid(header, [row(run) for run in runs], markdown)
 
 
-def article():
-    """What the article prints: {experiment: {epoch, 1-based: (loss, accuracy) as printed}}."""
+def article(path=REFERENCE / 'article.csv'):
+    """What the article prints: {experiment: {epoch, 1-based: (loss, accuracy) as printed}}.
+
+    With the path of author.csv: all that the author's runs recorded, of which the article prints a part; experiments
+    2 to 6, from github.com/JuneXia/handml, AlexNet/*-epoch50.csv.
+    """
     figures = {}
-    with open(REFERENCE / 'article.csv', newline='') as file:
+    with open(path, newline='') as file:
         for row in csv.DictReader(file):
             figures.setdefault(int(row['experiment']), {})[int(row['epoch'])] = row['loss'], row['accuracy']
     return figures
@@ -260,11 +265,11 @@ def draw(runs, folder):
     """Test accuracy and test loss over the epochs, a figure each, as PNG and SVG: compare-accuracy, compare-loss.
 
     Runs that differ in nothing but the seed are a band with its mean; the article's points are the experiment's
-    number; a dotted line stands where a training loss was first not finite, a dashed one where a network is that
-    answers each digit with a probability of 0.1. Returns the paths.
+    number, the author's records a thin line; a dotted line stands where a training loss was first not finite, a
+    dashed one where a network is that answers each digit with a probability of 0.1. Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths, together, printed_in = [], groups(runs), article()
+    paths, together, sources = [], groups(runs), {'article': article(), 'author': article(REFERENCE / 'author.csv')}
     for kind, label in ('accuracy', 'test accuracy'), ('loss', f'test loss, sum over {IMAGES} images'):
         figure = Figure(figsize=(8, 6), layout='constrained')
         axes = figure.subplots()
@@ -275,12 +280,14 @@ def draw(runs, folder):
             handles.append(_draw_group(axes, kind, alike, colour, MARKERS[(k + turn) % len(MARKERS)],
                                        DASHES[turn % len(DASHES)]))
         last = max(1, *(len(run.rows) for run in runs), *(int(np.ceil(run.diverged_at or 1)) for run in runs))
-        for n, printed in printed_in.items():
-            points = [(epoch, float(figures[kind == 'accuracy'])) for epoch, figures in printed.items()]
+        for source, n in itertools.product(sources, dict.fromkeys(run.origin[0] for run in runs)):
+            points = [(epoch, float(figures[kind == 'accuracy']))
+                      for epoch, figures in sources[source].get(n, {}).items()]
             shown = [point for point in points if point[0] <= last and np.isfinite(point[1])]
-            if shown and any(run.origin[0] == n for run in runs):
-                axes.plot(*zip(*shown, strict=True), linestyle='none', marker=f'${n}$', markersize=8, color=INK,
-                          gid=f'article-{n}', zorder=3)
+            if shown:
+                style = ({'linestyle': 'none', 'marker': f'${n}$', 'markersize': 8, 'zorder': 3} if source == 'article'
+                         else {'linewidth': 0.7, 'zorder': 1})
+                axes.plot(*zip(*shown, strict=True), color=INK, gid=f'{source}-{n}', **style)
         guess = 1 / CLASSES if kind == 'accuracy' else IMAGES * np.log(CLASSES)
         guessing = axes.axhline(guess, color=INK, linestyle='--', linewidth=0.7, zorder=1, gid='guessing',
                                 label='a network that guesses')
@@ -292,10 +299,10 @@ def draw(runs, folder):
             records.decades(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color='0.9')
-        signs = {'article-': ('$n$', "the article's, experiment n"),
-                 'nan-': ('x', 'training loss not finite, at any height')}
-        signs = [Line2D([], [], linestyle='none', marker=marker, color=INK, label=label)
-                 for gid, (marker, label) in signs.items()
+        signs = {'article-': ({'marker': '$n$', 'linestyle': 'none'}, "the article's, experiment n"),
+                 'author-': ({'linewidth': 0.7}, "the author's records, which it prints in part"),
+                 'nan-': ({'marker': 'x', 'linestyle': 'none'}, 'training loss not finite, at any height')}
+        signs = [Line2D([], [], color=INK, label=label, **style) for gid, (style, label) in signs.items()
                  if any((line.get_gid() or '').startswith(gid) for line in axes.lines)]
         figure.legend(handles=[*handles, *signs, guessing], loc='outside lower center', ncols=2, fontsize='small')
         for suffix in 'png', 'svg':
@@ -369,7 +376,8 @@ def _changed(before, after):
 
 
 def _csvs(folder):
-    return (path for path in folder.resolve().glob('*.csv') if path != REFERENCE / 'article.csv')
+    return (path for path in folder.resolve().glob('*.csv')
+            if path not in (REFERENCE / 'article.csv', REFERENCE / 'author.csv'))
 
 
 def _natural(name):

@@ -126,6 +126,13 @@ def test_article_figures_are_those_of_the_docstrings():
     assert {n: len(printed) for n, printed in figures.items()} == {1: 4, 2: 13, 3: 7, 4: 3, 5: 6, 6: 4}
 
 
+def test_the_article_prints_the_authors_records():
+    whole = compare.article(compare.REFERENCE / 'author.csv')
+    assert {n: list(recorded) for n, recorded in whole.items()} == dict.fromkeys(range(2, 7), list(range(1, 51)))
+    for n, printed in compare.article().items():
+        assert n == 1 or printed.items() <= whole[n].items()
+
+
 def test_article_beside_the_runs(make):
     runs = load(make('long', 4, LEARNT), make('short', 4, LEARNT[:1]), make('seven', 7, LEARNT),
                 make('edited', 4, LEARNT, replace=[('1e-4', '1e-3')]))
@@ -167,7 +174,8 @@ def series(path):
     found = {}
     for group in ElementTree.parse(path).iter('{http://www.w3.org/2000/svg}g'):
         gid = group.get('id', '')
-        if gid.startswith(('run-', 'band-', 'article-', 'nan-', 'cross-', 'guessing')):
+        if gid.startswith(('run-', 'band-', 'article-', 'nan-', 'cross-', 'guessing',
+                           'author-')):
             path, uses = group.find('.//{*}path[@d]'), group.findall('.//{*}use')
             drawn = '' if path is None else path.get('d')       # nothing, where no figure is finite
             corners = [tuple(map(float, pair)) for pair in re.findall(r'[ML] (\S+) (\S+)', drawn)]
@@ -186,7 +194,7 @@ def test_figures(make, tmp_path):
                                              'compare-loss.svg']
     accuracy, loss = series(paths[1]), series(paths[3])
     assert accuracy.keys() == {'run-grown', 'run-nan', 'nan-nan', 'cross-nan', 'run-seed0', 'band-seed0', 'article-2',
-                               'article-4', 'guessing'}
+                               'article-4', 'author-2', 'author-4', 'guessing'}
     assert len(accuracy['run-nan']) == 2 and len(loss['run-nan']) == 1
     for figure, value in (accuracy, lambda y: y), (loss, np.log10):
         points = figure['run-grown']
@@ -204,6 +212,7 @@ def test_figures(make, tmp_path):
         assert any(point == at(1, highest) for point in figure['band-seed0'])
         assert figure['article-4'] == [at(epoch, *pair) for epoch, pair in zip(
             (1, 2), [[0.936], [0.972]] if figure is accuracy else [[170.07048], [86.70665]], strict=True)]
+        assert figure['author-4'][:2] == figure['article-4'] and len(figure['author-4']) == 3
         guess = np.polyval(y, value(0.1 if figure is accuracy else 1000 * np.log(10)))
         assert [height for _, height in figure['guessing']] == [pytest.approx(guess, abs=1e-3)] * 2
         for gid in 'nan-nan', 'cross-nan':

@@ -83,6 +83,10 @@ def test_what_the_loss_hid():
     stable, again = runs['alexnet7-stable'], runs['alexnet7-stable-seed1']
     assert not stable.diverged and not again.diverged and stable.record['seed'] == seventh.record['seed']
     fourth, sixth, article = runs['alexnet4'], runs['alexnet6'], compare.article()
+    author = compare.article(REFERENCE / 'author.csv')
+    later = [author[4][epoch][1] for epoch in range(3, len(fourth.rows) + 1)]
+    their_losses = [float(author[6][epoch][0]) for epoch in range(1, len(sixth.rows) + 1)]
+    assert all(ours > theirs for ours, theirs in zip(sixth.losses, their_losses, strict=True))
     starts = [str(run.accuracies[0]) for name, run in sorted(runs.items()) if run.origin[0] == 4]
     seeds = len({run.record['seed'] for run in runs.values() if run.origin[0] == 4})
     assert seeds == len(starts)
@@ -100,10 +104,11 @@ def test_what_the_loss_hid():
             f'of all {overflow["images_with_non_finite_logits"]} images are not finite',
             f'it has {listed(starts)} with {NUMBERS[seeds]} seeds (the article: {article[4][1][1]})',
             f'{fourth.accuracies[1]!s} after the second ({article[4][2][1]}), then {min(fourth.accuracies[2:])!s} to '
-            f'{max(fourth.accuracies[2:])!s} up to the eighth.',
+            f'{max(fourth.accuracies[2:])!s} up to the eighth (the author\'s records: {min(later)} to {max(later)})',
             f'rises from {gaps(fourth)[0]:.1f} to {gaps(fourth)[-1]:.1f} in these {NUMBERS[len(fourth.rows)]} epochs',
             f'{sixth.accuracies[0]!s} after the first epoch, {sixth.accuracies[1]!s} after the second',
-            f'two: {article[6][1][1]} and {article[6][2][1]})',
+            f'two: {article[6][1][1]} and {article[6][2][1]}). Its test loss is above the author\'s in each of its '
+            f'{NUMBERS[len(sixth.rows)]} epochs, {sixth.losses[-1]:.1f} against {their_losses[-1]:.1f} in the last.',
             f'up to {seventh.record["divergence"]["largest_logit_gap"]:.4g} apart',
             f'{", ".join(map(str, stable.accuracies))} after the first {NUMBERS[len(stable.rows)]} epochs, '
             f'with logits up to {max(gaps(stable)):.0f} apart. With another seed it is '
