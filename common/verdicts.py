@@ -149,5 +149,6 @@ def _nan(run):
 
 def _shown(run):
     over = f'over 0.9 in epoch {run.over}' if run.over else 'not over 0.9'
-    end = f'not finite in epoch {run.diverged}' if run.diverged else f'{len(run.rows)} epochs'
+    epochs = f'{len(run.rows)} epoch' + 's' * (len(run.rows) != 1)
+    end = f'not finite in epoch {run.diverged}' if run.diverged else epochs
     return f'{run.name.removeprefix("reference/")} (seed {run.record["seed"]}): {over}, {end}'

@@ -429,7 +429,7 @@ def test_verdicts_as_text(seeds):
     text = verdicts.table(verdicts.judge(recorded))
     third = text.split('\n\n')[2].splitlines()
     assert third[0].startswith('3. When unsure') and third[2] == 'Rule: that of 1.'
-    assert third[3].startswith('Verdict: holds. 4-manual-0 (seed 0): over 0.9 in epoch 1, 1 epochs; ')
+    assert third[3].startswith('Verdict: holds. 4-manual-0 (seed 0): over 0.9 in epoch 1, 1 epoch; ')
     assert '2-manual-0 (seed 0): not over 0.9, 2 epochs' in third[3]
     assert text.split('\n\n')[0].splitlines()[3] == 'Verdict: not yet shown. No run counts yet.'
 

@@ -101,7 +101,8 @@ def test_what_the_loss_hid():
     for told in [
             f'test accuracy 0.085, in {"both" if len(first.rows) == 2 else "all"} epochs',
             f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
-            f'of all {overflow["images_with_non_finite_logits"]} images are not finite',
+            f'of all {overflow["images_with_non_finite_logits"]} images are not finite, with '
+            f'{NUMBERS[len(overflows)]} seeds.',
             f'it has {listed(starts)} with {NUMBERS[seeds]} seeds (the article: {article[4][1][1]})',
             f'{fourth.accuracies[1]!s} after the second ({article[4][2][1]}), then {min(fourth.accuracies[2:])!s} to '
             f'{max(fourth.accuracies[2:])!s} up to the eighth (the author\'s records: {min(later)} to {max(later)})',
