@@ -47,16 +47,38 @@ def section(title):
     return ' '.join(README.split(title)[1].split('\n## ')[0].split())
 
 
+def listed(values):
+    *most, last = map(str, values)
+    return f'{", ".join(most)} and {last}'
+
+
+def test_what_the_article_saw():
+    """The figures of the first table, from the article's and, where it prints a part only, its author's records."""
+    saw = {int(n): cell for n, cell in re.findall(r'^\| `alexnet(\d)\.py` \|.*\| ([^|]+) \|$', README, re.MULTILINE)}
+    runs = compare.article(REFERENCE / 'author.csv')
+    first, last = ({n: run[epoch][1] for n, run in runs.items()} for epoch in (1, 50))
+    plateau = {n: sum(float(loss) > 2250 for loss, _ in runs[n].values()) for n in (2, 3, 5)}
+    diverged = next(epoch for epoch, (loss, _) in runs[2].items() if loss == 'nan')
+    assert saw == {
+        1: f'`nan` at once, accuracy {float(compare.article()[1][1][1]):.3f}',
+        2: f'{plateau[2]} epochs at 2300, then it learns: {runs[2][44][1]} at epoch 44; `nan` from epoch {diverged}',
+        3: f'the same plateau, of {plateau[3]} epochs, then {last[3]}, and no `nan` in 50 epochs',
+        4: f'{first[4]} after one epoch, {last[4]} after 50',
+        5: f'a plateau of {plateau[5]} epochs, then {last[5]}, and no `nan`',
+        6: f'{first[6]} after one epoch, {last[6]} after 50',
+        7: '"the model still cannot converge"'}
+    assert all('nan' not in dict(runs[n].values()) for n in (3, 5))
+
+
 def test_what_is_recorded():
     """The Results section's first sentences; in the records themselves these are test_recorded_runs' matter."""
     text, runs = section('\n## Results\n'), recorded()
     missing = [n for n in compare.SCRIPTS if n not in {run.origin[0] for run in runs}]
     assert max(len(run.rows) for run in runs) < verdicts.EPOCHS
-    *most, last = map(str, missing)
     options = runs[0].options
     for told in [f'on all {options["train_images"]:,} images, with `--precision {options["precision"]} --log-every '
                  f'{options["log_every"]}`, seed 0 unless',
-                 f'Experiments {", ".join(most)} and {last} are not recorded yet, and no run is as long as',
+                 f'Experiments {listed(missing)} are not recorded yet, and no run is as long as',
                  f'an epoch being {compare.ARTICLE_BATCHES} iterations in both',
                  f'ask for {NUMBERS[verdicts.SEEDS]} seeds']:
         assert told in text, told
@@ -95,9 +117,6 @@ def test_what_the_loss_hid():
         return [epoch['largest_logit_gap'] for epoch in run.record['epochs']]
     assert max(gaps(fourth)) == gaps(fourth)[-1] and min(gaps(fourth)) == gaps(fourth)[0]
 
-    def listed(values):
-        *most, last = map(str, values)
-        return f'{", ".join(most)} and {last}'
     for told in [
             f'test accuracy 0.085, in {"both" if len(first.rows) == 2 else "all"} epochs',
             f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
