@@ -122,16 +122,16 @@ def judge(recorded):
 
 
 def table(verdicts, markdown=False):
-    """The verdicts as text: conclusion, claim, rule, outcome and the runs that it rests on."""
+    """The verdicts as text: conclusion and outcome, claim, rule, and the runs that it rests on."""
     strong, end = ('**', '  ') if markdown else ('', '')
     first = {}
     paragraphs = []
     for number, (claim, outcome, runs) in enumerate(verdicts, 1):
         said = first.setdefault(claim.rule, number)
         paragraphs.append(f'{end}\n'.join([
-            f'{strong}{claim.conclusion}{strong}', f'Claim: {claim.claim}',
+            f'{strong}{claim.conclusion} Verdict: {outcome}.{strong}', f'Claim: {claim.claim}',
             f'Rule: {claim.rule if said == number else f"that of {said}"}.',
-            f'Verdict: {strong}{outcome}{strong}. {"; ".join(map(_shown, runs)) or "No run counts yet"}.']))
+            f'Runs: {"; ".join(map(_shown, runs)) or "none counts yet"}.']))
     return '\n\n'.join(paragraphs)
 
 
@@ -148,7 +148,8 @@ def _nan(run):
 
 
 def _shown(run):
-    over = f'over 0.9 in epoch {run.over}' if run.over else 'not over 0.9'
-    epochs = f'{len(run.rows)} epoch' + 's' * (len(run.rows) != 1)
-    end = f'not finite in epoch {run.diverged}' if run.diverged else epochs
-    return f'{run.name.removeprefix("reference/")} (seed {run.record["seed"]}): {over}, {end}'
+    epochs = len(run.rows)
+    over = (f'over 0.9 in epoch {run.over} of {epochs}' if run.over else
+            f'not over 0.9 in {epochs} epoch' + 's' * (epochs != 1))
+    end = f', not finite in epoch {run.diverged}' if run.diverged else ''
+    return f'{run.name.removeprefix("reference/")} (seed {run.record["seed"]}): {over}{end}'

@@ -428,10 +428,12 @@ def test_verdicts_as_text(seeds):
     recorded = [*seeds(4, at(1, 1), at(1, 2), at(2, 2)), *seeds(2, at(0, 2), at(12, 14), at(3, 3))]
     text = verdicts.table(verdicts.judge(recorded))
     third = text.split('\n\n')[2].splitlines()
-    assert third[0].startswith('3. When unsure') and third[2] == 'Rule: that of 1.'
-    assert third[3].startswith('Verdict: holds. 4-manual-0 (seed 0): over 0.9 in epoch 1, 1 epoch; ')
-    assert '2-manual-0 (seed 0): not over 0.9, 2 epochs' in third[3]
-    assert text.split('\n\n')[0].splitlines()[3] == 'Verdict: not yet shown. No run counts yet.'
+    assert third[0].startswith('3. When unsure') and third[0].endswith('tf.get_variable. Verdict: holds.')
+    assert third[2] == 'Rule: that of 1.'
+    assert third[3].startswith('Runs: 4-manual-0 (seed 0): over 0.9 in epoch 1 of 1; ')
+    assert '2-manual-0 (seed 0): not over 0.9 in 2 epochs; ' in third[3]
+    first = text.split('\n\n')[0].splitlines()
+    assert first[0].endswith('Verdict: not yet shown.') and first[3] == 'Runs: none counts yet.'
 
 
 def test_verdicts_from_the_command_line():
