@@ -30,7 +30,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import tensorflow.compat.v1 as tf
+
+try:        # seconds, in which Ctrl-C would show a traceback through TensorFlow's modules
+    import tensorflow.compat.v1 as tf
+except KeyboardInterrupt:
+    sys.exit(130)
 
 from common import command_line, mnist, ops, probe, records
 from common.divergence import describe, explain
@@ -236,7 +240,7 @@ class Run:
     def _finish(self, kind, error):
         """Record how the run ended. Returns whether that was as it should."""
         self._live.clear()
-        kept = f'{_count(len(self._rows), "epoch")} of {self.name} are kept'
+        kept = f'{self.name} keeps {_count(len(self._rows), "epoch")}'
         if isinstance(error, Refused):          # nothing was touched
             raise SystemExit(f'{self.program}: {error}') from None
         if isinstance(error, Probed):

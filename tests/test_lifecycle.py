@@ -142,7 +142,7 @@ def test_a_signal_ends_the_run_after_the_iteration(number, status, until, done, 
     assert state.epochs == state.checkpoint == len(found['epochs'])
     assert 'ending after this iteration; once more ends it at once' in stderr
     message, command = last_line(stderr).split('. Go on with: ')
-    assert re.fullmatch(r'alexnet4.py: interrupted; \d epochs? of a-run=1 are kept', message)
+    assert re.fullmatch(r'alexnet4.py: interrupted; a-run=1 keeps \d epochs?', message)
     python, *words = shlex.split(command)
     assert python == sys.executable, 'as it would be typed'
     resumed = subprocess.run([sys.executable, *words], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -167,6 +167,15 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
     assert process.wait(timeout=60) == 130
     assert time.monotonic() - start_of_end < 2
     assert record(tmp_path)['status'] == 'running' and (tmp_path / 'results/alexnet4.csv').read_bytes() == b''
+
+
+def test_ctrl_c_while_tensorflow_is_imported(start, tmp_path):
+    process = start('alexnet4')
+    process.stderr.readline()           # TensorFlow's first: its library is loading
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'Traceback' not in stderr
+    assert not list(tmp_path.iterdir())
 
 
 # Resume
@@ -443,7 +452,7 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
     status, _, stderr = run(script, '--epochs', 3, *SMALL)
     assert status == 1 and 'Traceback' not in stderr
     assert re.match(r'alexnet4.py: the checkpoint of epoch 2 cannot be written: .*No space left on device.*; '
-                    r'2 epochs of alexnet4 are kept. Mend that, then go on with: ', last_line(stderr))
+                    r'alexnet4 keeps 2 epochs. Mend that, then go on with: ', last_line(stderr))
     state = State(small_disk, 'alexnet4')
     assert state.epochs == 2 and state.checkpoint == 1
     assert state.checkpoint_files == ['checkpoint', 'epoch-1.data-00000-of-00001', 'epoch-1.index']
@@ -489,7 +498,8 @@ tf.train.Saver.save = full
     script = narrow('alexnet4')
     status, _, stderr = run(script, '--epochs', 3, *SMALL, prelude=prelude)
     assert status == 1 and last_line(stderr).startswith(
-        'alexnet4.py: the checkpoint of epoch 2 cannot be written: epoch-2.data; No space left on device; 2 epochs of')
+        'alexnet4.py: the checkpoint of epoch 2 cannot be written: epoch-2.data; No space left on device; '
+        'alexnet4 keeps 2 epochs. Mend that')
     assert State(tmp_path / 'results', 'alexnet4').checkpoint == 1
     assert run(script, '--resume')[0] == 0
     is_whole(tmp_path / 'results', 'alexnet4', 3)
@@ -512,7 +522,7 @@ def test_a_resumed_run_that_fails_deletes_nothing(narrow, start, run, tmp_path):
     process.wait()
     prelude = "from common.run import Run\ndef step(*_, **__):\n    raise OSError('broken')\nRun.step = step"
     status, _, stderr = run(script, '--resume', prelude=prelude)
-    assert status == 1 and last_line(stderr) == 'alexnet4.py: broken; 0 epochs of alexnet4 are kept'
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: broken; alexnet4 keeps 0 epochs'
     assert record(tmp_path)['status'] == 'failed' and 'broken' in record(tmp_path)['error']
     assert run(script, '--resume')[0] == 0
     is_whole(tmp_path / 'results', 'alexnet4', 2)
