@@ -46,7 +46,7 @@ def main():
     parser.add_argument('runs', nargs='*', metavar='RUN', help="a run's name, a CSV or a folder of them "
                         '(default: all in the results folder and in results/reference)')
     parser.add_argument('--verdicts', action='store_true',
-                        help="judge the article's five conclusions by the runs in results/reference, and nothing else")
+                        help="judge the article's five conclusions by these runs (default: those in results/reference)")
     parser.add_argument('--markdown', action='store_true', help='print tables for pasting')
     parser.add_argument('--results-dir', type=command_line.folder, default=ROOT / 'results', metavar='DIR',
                         help='folder of the runs and for the figures (default: results)')
@@ -54,7 +54,8 @@ def main():
     try:
         if given.verdicts:
             from common import verdicts
-            print(verdicts.table(verdicts.judge(load([REFERENCE], given.results_dir)), given.markdown), flush=True)
+            print(verdicts.table(verdicts.judge(load(given.runs or [REFERENCE], given.results_dir)), given.markdown),
+                  flush=True)
             return
         runs = load(given.runs or [folder for folder in (given.results_dir, REFERENCE) if any(_csvs(folder))],
                     given.results_dir)
@@ -107,8 +108,8 @@ class Recorded:
 
     @cached_property
     def origin(self):
-        """(n, changed): which of the seven scripts the run's is nearest to, and how many of its lines are other
-        ones, docstrings left out. (None, None) where no record tells, or it has little in common with any."""
+        """(n, changed): which of the seven published scripts the run's is nearest to, and how many of its lines are
+        other ones, docstrings left out. (None, None) where no record tells, or it has little in common with any."""
         if not self.record:
             return None, None
         n, changed = min(((n, _changed(published_code(n), self.code)) for n in SCRIPTS), key=lambda pair: pair[1])
@@ -116,13 +117,13 @@ class Recorded:
 
     @property
     def differs(self):
-        """What sets the run apart from its script as it is here, in words; options with a column of their own
-        left out."""
+        """What sets the run apart from its script as published, in words; options with a column of their own left
+        out."""
         if not self.record:
             return 'no record'
         (n, changed), defaults = self.origin, command_line.defaults()
         script = ['none of the seven scripts'] if n is None else (
-            [f'alexnet{n}.py, {changed} lines changed'] if changed else [])
+            [f'alexnet{n}.py, {changed} line{"s" * (changed != 1)} changed'] if changed else [])
         return ', '.join(script + [f'{option} {self.options[option]}' for option in
                                    ('train_images', 'test_images', 'batch_size', 'log_every')
                                    if self.options[option] != defaults[option]])
@@ -199,9 +200,10 @@ def table(runs, markdown=False):
     def row(run):
         record, options = run.record or {}, run.options
         accuracies = run.accuracies
+        last = (accuracies[-1], run.losses[-1]) if run.rows else ('', '')
         return [run.name, record.get('script', ''), len(run.rows), record.get('seed', ''), run.precision,
-                options.get('loss', ''), run.over or 'never', max(accuracies, default=''), *accuracies[-1:],
-                *run.losses[-1:], *[''] * (2 - 2 * bool(run.rows)), _rounded(run.seconds), run.status, run.differs]
+                options.get('loss', ''), run.over or 'never', max(accuracies, default=''), *last,
+                _rounded(run.seconds), run.status, run.differs]
     header = ['run', 'script', 'epochs', 'seed', 'precision', 'loss method', 'over 0.9', 'best accuracy',
               'last accuracy', 'last loss', 's/epoch', 'status', 'differs in']
     return grid(header, [row(run) for run in runs], markdown)
@@ -309,7 +311,9 @@ def draw(runs, folder):
             paths.append(folder / f'compare-{kind}.{suffix}')
             # Without a date and with a fixed salt, the same runs give the same file.
             with matplotlib.rc_context({'svg.hashsalt': 'alexnet', 'svg.fonttype': 'none'}):
-                figure.savefig(paths[-1], dpi=150, metadata={'Date': None} if suffix == 'svg' else None)
+                # A legend of long names is wider than the figure.
+                figure.savefig(paths[-1], dpi=150, bbox_inches='tight',
+                               metadata={'Date': None} if suffix == 'svg' else None)
     return paths
 
 
@@ -339,7 +343,7 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
     if label.startswith('_'):       # matplotlib would leave it out
         label = f' {label}'
     if len(alike) > 1:
-        label += f' and {len(alike) - 1} more, other seeds (mean, range)'
+        label += f', {len(alike)} seeds (mean, range)'
     values = np.full([len(alike), max(len(run.rows) for run in alike)], np.nan)
     for row, run in zip(values, alike, strict=True):
         figures = run.accuracies if kind == 'accuracy' else run.losses
@@ -366,8 +370,11 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
 
 @cache
 def published_code(n):
-    """The code of alexnet{n}.py as it is here, a list of lines, docstrings left out."""
-    return records.code_lines(SCRIPTS[n].read_text(encoding='utf-8'))
+    """The code of alexnet{n}.py as published, a list of lines, docstrings left out: that of its recorded run, for the
+    script itself may have been edited since."""
+    recorded = REFERENCE / f'alexnet{n}.json'
+    return records.code_lines(records.read_record(recorded)['source'] if recorded.exists() else
+                              SCRIPTS[n].read_text(encoding='utf-8'))
 
 
 def _changed(before, after):

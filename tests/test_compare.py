@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from conftest import ROOT, SCRIPTS, last_line
+from PIL import Image
 
 from common import command_line, compare, records, verdicts
 
@@ -104,7 +105,18 @@ def test_what_differs(make):
                ('"""Experiment 2', '"""Another docstring')]
     runs = load(make('a', 2, LEARNT, replace=changes, train_images=2000, log_every=10), make('b', 6, LEARNT))
     assert runs[0].origin == (2, 1) and runs[1].origin == (6, 0)
-    assert runs[0].differs == 'alexnet2.py, 1 lines changed, train_images 2000, log_every 10' and runs[1].differs == ''
+    assert runs[0].differs == 'alexnet2.py, 1 line changed, train_images 2000, log_every 10' and runs[1].differs == ''
+
+
+def test_an_edited_script_changes_neither_the_published_runs_nor_its_own(make, tmp_path, monkeypatch):
+    """Edited in place, as it is most easily done."""
+    edited = tmp_path / 'alexnet4.py'
+    edited.write_text((ROOT / 'alexnet4.py').read_text().replace('1e-4', '1e-3'))
+    monkeypatch.setitem(compare.SCRIPTS, 4, edited)
+    compare.published_code.cache_clear()
+    run, = load(make('run', 4, LEARNT, replace=[('1e-4', '1e-3')]))
+    published = compare.Recorded(compare.REFERENCE / 'alexnet4.csv')
+    assert (run.origin, published.origin) == ((4, 1), (4, 0))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -237,8 +249,16 @@ def test_figures_of_runs_that_have_little_to_show(make, tmp_path, recwarn):
         compare.draw(each, tmp_path / 'figures')
     paths = compare.draw(runs, tmp_path / 'figures')
     svg = paths[3].read_text()
-    assert ' _one and 1 more, other seeds' in svg and '>3<' in svg.replace(' ', ''), 'the axis reaches epoch 3'
+    assert ' _one, 2 seeds (mean, range)' in svg and '>3<' in svg.replace(' ', ''), 'the axis reaches epoch 3'
     assert not recwarn.list
+
+
+def test_a_long_name_is_not_cut(make, tmp_path):
+    paths = compare.draw(load(make(80 * 'm', 4, LEARNT), make('short', 2, LEARNT)), tmp_path / 'figures')
+    for path in paths[0], paths[2]:
+        with Image.open(path) as image:
+            edge = np.asarray(image.convert('L')).astype(int)
+            assert min(edge[0].min(), edge[-1].min(), edge[:, 0].min(), edge[:, -1].min()) == 255
 
 
 def test_groups(make):
@@ -441,3 +461,10 @@ def test_verdicts_from_the_command_line():
     recorded = compare.load([compare.REFERENCE], ROOT / 'results')
     assert done.returncode == 0 and done.stdout == verdicts.table(verdicts.judge(recorded)) + '\n'
     assert done.stdout.count('Verdict: ') == 6
+
+
+def test_verdicts_on_runs_of_ones_own(make):
+    runs = [make(f'{n}-{seed}', n, rows, seed=seed) for n, rows in ((4, LEARNT), (2, PLATEAU)) for seed in range(3)]
+    done = command('--verdicts', *runs)
+    assert done.returncode == 0 and done.stdout.count('Verdict: holds.') == 1
+    assert 'tf.get_variable. Verdict: holds.' in done.stdout and 'Runs: 4-0 (seed 0): over 0.9' in done.stdout
