@@ -29,18 +29,17 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 try:        # seconds, in which Ctrl-C would show a traceback through TensorFlow's modules
+    import numpy as np
     import tensorflow.compat.v1 as tf
+
+    from common import command_line, mnist, ops, probe, records
+    from common.divergence import describe, explain
+    from common.images import Feed, image_shape_scale
+    from common.records import ROOT, Refused
+    from common.terminal import Interrupted, LiveLine, Signals
 except KeyboardInterrupt:
     sys.exit(130)
-
-from common import command_line, mnist, ops, probe, records
-from common.divergence import describe, explain
-from common.images import Feed, image_shape_scale
-from common.records import ROOT, Refused
-from common.terminal import Interrupted, LiveLine, Signals
 
 WARM_UP = 3     # iterations before the time left is worth telling
 PIECE = 200     # test images evaluated at once, where none depends on the others
@@ -84,9 +83,9 @@ class Run:
         tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
         self._signals = Signals(self)
         try:
+            # A probe leaves no run behind.
+            self._scratch = tempfile.TemporaryDirectory() if given.probe else None
             if given.resume is None:
-                # A probe leaves no run behind.
-                self._scratch = tempfile.TemporaryDirectory() if given.probe else None
                 self._begin(parser, script, defaults)
             else:
                 self._reopen(parser, script, defaults)
@@ -108,10 +107,8 @@ class Run:
         if options['seed'] is None:
             options['seed'] = secrets.randbelow(2**31)
         self._load(options)
-        folders = self._given.results_dir, self._checkpoint_dir
-        if self._scratch:
-            folders = (Path(self._scratch.name),) * 2
-        self._files = records.Files.claim(*folders, self._given.name)
+        results_dir = Path(self._scratch.name) if self._scratch else self._given.results_dir
+        self._files = records.Files.claim(results_dir, self._checkpoint_dir, self._given.name)
         self.first_epoch, self._rows, self._checkpoint = 0, [], None
         self.record = {
             'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': command_line.argv(),
@@ -144,7 +141,8 @@ class Run:
         # The checkpoint is the last file to be written in an epoch, so that a kill may leave the first one out.
         self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
         self.first_epoch = int(self._checkpoint.rpartition('-')[2]) if self._checkpoint else 0
-        if self._checkpoint is None and (done > 1 or done and self.record['status'] in ('complete', 'interrupted')):
+        if done and self._checkpoint is None and (
+                done > 1 or self.record['status'] in ('complete', 'interrupted') or not self._folder.exists()):
             raise Refused(f'the checkpoint of {name} is missing from {self._folder}')
         if self.first_epoch > done:
             raise Refused(f'the checkpoint in {self._folder} is of epoch {self.first_epoch}, '
@@ -162,9 +160,11 @@ class Run:
             with contextlib.suppress(Refused):
                 record = records.read_record(path)
                 if record['script'] == script.name and record['status'] != 'complete':
+                    records.Files.reopen(self._given.results_dir, path.stem)    # refuses one that is still going
                     found.append((record['start'], path.stem))
         if not found:
-            raise Refused(f'there is no unfinished run of {script.name} in {self._given.results_dir}')
+            raise Refused(f'there is no unfinished run of {script.name} in {self._given.results_dir} '
+                          'that is not still going')
         return max(found)[1]
 
     def _load(self, options):
@@ -174,18 +174,18 @@ class Run:
         self._precision = options['precision']
         if self._precision == 'bfloat16' and not ops.can_use_bfloat16():
             self._precision = 'float32'
-        self._check_memory()
+        tested = 0 if self._given.probe else options['test_images']
+        self._check_memory(tested)
         self._train = mnist.DataSet(train.images[:options['train_images']], train.labels[:options['train_images']],
                                     options['seed'])
-        self._test_images = image_shape_scale(test.images[:options['test_images']])
-        self._test_labels = test.labels[:options['test_images']]
+        self._test_images = image_shape_scale(test.images[:tested])
+        self._test_labels = test.labels[:tested]
         self._signals.start()       # before there is a file that an interruption could leave behind
 
-    def _check_memory(self):
-        """Refuse more test images at once than fit into memory."""
-        count, have = self._options['test_images'], records.memory() / 2**30
-        need = BASE_GIB + count * TEST_IMAGE_GIB
-        if self._test_at_once and need > have and not ops.on_gpu():
+    def _check_memory(self, count):
+        """Refuse so many test images at once where they do not fit into memory."""
+        need, have = BASE_GIB + count * TEST_IMAGE_GIB, records.memory() / 2**30
+        if self._test_at_once and count and need > have and not ops.on_gpu():
             fits = int((have - BASE_GIB) / TEST_IMAGE_GIB)
             advice = f': give --test-images {fits} or less' if fits > 0 and self._given.resume is None else ''
             raise Refused(f'{_count(count, "test image")} at once take about {need:.1f} GiB of memory, '
@@ -216,6 +216,8 @@ class Run:
 
     @property
     def _checkpoint_dir(self):
+        if self._scratch:
+            return Path(self._scratch.name)
         return self._given.checkpoint_dir or self._given.results_dir / '.checkpoints'
 
     @property
@@ -257,6 +259,8 @@ class Run:
                 self._end('failed', f'{kind.__name__}: {error}')
             else:
                 self._files.remove()
+                with contextlib.suppress(OSError):      # not where something is in it
+                    self._folder.rmdir()
                 kept = 'nothing is kept'
         except OSError as problem:              # on a full disk, even the record is too much
             error = problem if error is None else error
@@ -318,6 +322,7 @@ class Run:
 
     def _start_or_restore(self):
         options = self._options
+        self._folder.mkdir(parents=True, exist_ok=True)     # where it cannot be, the first epoch would be lost
         if self._given.resume is None:
             if self.name != self._given.name:
                 self.say(f'{self.program}: there are results or checkpoints of {self._given.name} already: '
@@ -463,13 +468,14 @@ class Run:
     def epoch_done(self, loss_val, test_accuracy):
         """Record an epoch: the row of the CSV first, then the record, then the checkpoint."""
         i, _ = self._position
-        if not np.isfinite(loss_val) and self.record['divergence'] is None:
-            self.say(f'{self.program}: the test loss of epoch {i + 1} is {loss_val}, but no training loss was: '
-                     'no weight is affected')
-            self._epoch['test_loss_alone_not_finite'] = True
         # One variable at a time, for fc1's alone takes 150 MB.
         extremes = [(weights.max(), -weights.min()) for weights in map(self._sess.run, self._weights)]
         largest = float(np.max(extremes))
+        if not np.isfinite(loss_val) and self.record['divergence'] is None:
+            weights = 'every weight is finite' if np.isfinite(largest) else 'the last step made weights that are not'
+            self.say(f'{self.program}: the test loss of epoch {i + 1} is {loss_val}, '
+                     f'but no training loss was: {weights}')
+            self._epoch['test_loss_alone_not_finite'] = True
         self._epoch['largest_weight'] = largest if np.isfinite(largest) else None
         self._scalars(**{'test/loss': loss_val, 'test/accuracy': test_accuracy})
         self._epoch['seconds'] = round(time.monotonic() - self._epoch_start, 2)
@@ -482,7 +488,6 @@ class Run:
 
     def _save(self, epoch):
         """Write the epoch's checkpoint; then, and only then, remove the one before."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False)
         except tf.errors.OpError as error:

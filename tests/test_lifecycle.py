@@ -17,6 +17,7 @@ from conftest import ROOT, last_line
 from common import mnist, records
 
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+DIE = 'import os, signal\ndef die(*_):\n    os.kill(os.getpid(), signal.SIGKILL)\n'
 
 
 class State:
@@ -354,12 +355,15 @@ def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
     with_name = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still going holds it
     status, _, stderr = run(interrupted, '--resume', 'alexnet4')
     assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still going'
+    status, _, stderr = run(interrupted, '--resume')
+    none = 'alexnet4.py: there is no unfinished run of alexnet4.py in results that is not still going'
+    assert status == 1 and last_line(stderr) == none
     del with_name
     status, _, stderr = run(interrupted, '--resume', '--epochs', 4, '--seed', 1)     # what agrees may be said again
     assert status == 0, stderr
     assert is_whole(tmp_path / 'results', 'alexnet4', 4)
     status, _, stderr = run(interrupted, '--resume')
-    assert status == 1 and last_line(stderr) == 'alexnet4.py: there is no unfinished run of alexnet4.py in results'
+    assert status == 1 and last_line(stderr) == none
 
 
 def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, run, tmp_path):
@@ -370,6 +374,26 @@ def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, ru
     assert status == 1
     assert last_line(stderr) == 'alexnet4.py: the checkpoint of alexnet4 is missing from results/.checkpoints/alexnet4'
     assert snapshot(tmp_path) == before
+
+
+def test_a_forgotten_checkpoint_dir_costs_no_epoch(narrow, run, tmp_path):
+    """Killed after its first checkpoint, which a resumed run looks for where it is not."""
+    script = narrow('alexnet4')
+    die = DIE + 'from common.records import Files\nFiles.plot = die'
+    assert run(script, '--epochs', 2, *SMALL, '--checkpoint-dir', 'elsewhere', prelude=die)[0] == -signal.SIGKILL
+    before = snapshot(tmp_path)
+    status, _, stderr = run(script, '--resume')
+    assert status == 1
+    assert last_line(stderr) == 'alexnet4.py: the checkpoint of alexnet4 is missing from results/.checkpoints/alexnet4'
+    assert snapshot(tmp_path) == before
+    assert run(script, '--resume', '--checkpoint-dir', 'elsewhere')[0] == 0
+
+
+def test_a_checkpoint_dir_that_cannot_be_is_told_before_training(narrow, run, tmp_path):
+    status, stdout, stderr = run(narrow('alexnet4'), *SMALL, '--checkpoint-dir', '/proc/checkpoints')
+    assert (status, stdout) == (1, '') and last_line(stderr) == (
+        "alexnet4.py: [Errno 2] No such file or directory: '/proc/checkpoints'; nothing is kept")
+    assert not list((tmp_path / 'results').iterdir())
 
 
 def test_a_run_touches_no_checkpoint_of_another_and_no_other_file(narrow, run, tmp_path):
@@ -391,9 +415,6 @@ def test_a_run_touches_no_checkpoint_of_another_and_no_other_file(narrow, run, t
     assert run(script, '--resume', 'alexnet4-4', '--epochs', 2, '--checkpoint-dir', 'home')[0] == 0
     assert sorted(os.listdir(tmp_path / 'home/alexnet4-4')) == [
         'checkpoint', 'epoch-2.data-00000-of-00001', 'epoch-2.index', 'thesis']
-
-
-DIE = 'import os, signal\ndef die(*_):\n    os.kill(os.getpid(), signal.SIGKILL)\n'
 
 
 def test_a_kill_before_the_last_plot_is_made_good(narrow, start, run, tmp_path):
@@ -660,9 +681,12 @@ def test_training_accuracy_before_the_nan(narrow, run, tmp_path):
     assert f'Training accuracy before: {float(before):.3f}' in stderr
 
 
-def test_a_test_loss_that_alone_is_nan_is_no_divergence(narrow, run, tmp_path):
-    script = narrow('alexnet4', replace=[('run.epoch_done(loss_val', "run.epoch_done(loss_val * float('nan')")])
-    status, _, stderr = run(script, '--epochs', 1, *SMALL)
-    assert status == 0 and 'the test loss of epoch 1 is nan, but no training loss was' in stderr
+@pytest.mark.parametrize('change, told', [
+    (('run.epoch_done(loss_val', "run.epoch_done(loss_val * float('nan')"), 'every weight is finite'),
+    (('learning_rate = 1e-4', 'learning_rate = 1e38'), 'the last step made weights that are not'),
+])
+def test_a_test_loss_that_alone_is_nan_is_no_divergence(change, told, narrow, run, tmp_path):
+    status, _, stderr = run(narrow('alexnet4', replace=[change]), '--epochs', 1, *SMALL, '--train-images', 4)
+    assert status == 0 and f'the test loss of epoch 1 is nan, but no training loss was: {told}' in stderr
     assert record(tmp_path)['divergence'] is None
     assert record(tmp_path)['epochs'][0]['test_loss_alone_not_finite'] is True

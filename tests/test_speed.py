@@ -159,6 +159,9 @@ def test_more_test_images_than_fit_are_refused(script, refused, narrow, run, tmp
         assert last_line(stderr) == (f'{script}.py: 3000 test images at once take about 10.1 GiB of memory, and there '
                                      'are 8.0: give --test-images 2125 or less')
         assert not (tmp_path / 'results').exists() and stdout == ''
+        status, _, stderr = run(narrow(script), *options, '--probe',
+                                prelude='from common import records\nrecords.memory = lambda: 8 * 2**30')
+        assert status == 0, f'a probe tests none: {stderr}'
 
 
 def test_what_fits_is_told_where_something_does_and_can_be_given(interrupted_at_once, run):
