@@ -36,6 +36,15 @@ def test_scripts_that_train(script, run, tmp_path):
     assert (tmp_path / f'results/{script}.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_experiment_3_is_experiment_2_with_the_same_seed(narrow, run, tmp_path):
+    """To the last bit, as long as its learning rate is the same: that is why its recorded run has another seed."""
+    runs = []
+    for script in 'alexnet2', 'alexnet3', 'alexnet5':
+        assert run(narrow(script), *FEW)[0] == 0
+        runs.append((tmp_path / f'results/{script}.csv').read_text())
+    assert runs[0] == runs[1] != runs[2]
+
+
 @pytest.mark.parametrize('script', ['alexnet1', 'alexnet7'])
 def test_scripts_that_diverge(script, run, tmp_path):
     status, stdout, stderr = run(script, '--epochs', 1, '--train-images', 4, '--batch-size', 4)
