@@ -1,7 +1,7 @@
 """Experiment 5: convolutions 4 and 5 in two groups.
 
 Differs from alexnet2.py: convolutions 4 and 5 each see their input as two halves, by channels, with
-weights of their own, as AlexNet did on its two GPUs.
+weights of their own, as in AlexNet on its two GPUs, which split convolution 2 as well.
 
 The article's figures                                       Recorded here
 epoch 1, loss 2297.4663, testing accuracy 0.104             none yet

@@ -1,7 +1,7 @@
 """Operations of the article's, computed faster on a CPU, and the switch to bfloat16.
 
 local_response_normalization, moments and batch_normalization take the place of TensorFlow's: the same
-figures, forward and backward, each in one or two passes over memory, compiled by XLA. Their arithmetic
+figures, forward and backward, each in one to three passes over memory, compiled by XLA. Their arithmetic
 is float32 in either precision; `precision` says in which type they read and write the large tensors.
 Where TensorFlow sees a GPU, they are TensorFlow's own.
 """

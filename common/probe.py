@@ -2,7 +2,7 @@
 
 Looks at how the signal, what of a layer's output differs from image to image, gets through the network. It
 dies where the initial weights are too small and explodes where they are too large; the plain deviation of a
-layer's outputs hides both, for biases are the same for all images.
+layer's outputs hides the first, for biases keep it up and are the same for all images.
 """
 from types import SimpleNamespace
 

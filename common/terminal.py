@@ -27,7 +27,7 @@ class Signals:
         read, write = os.pipe()
         os.set_blocking(write, False)
         self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
-                        if signal.getsignal(number) != signal.SIG_IGN}     # as it is under nohup or in the background
+                        if signal.getsignal(number) != signal.SIG_IGN}     # as SIGINT is in a script's background job
         signal.set_wakeup_fd(write)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 

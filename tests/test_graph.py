@@ -155,9 +155,9 @@ def lrn(x, depth_radius=2, alpha=2e-5, beta=0.75, bias=1.0):
     return x / (bias + alpha * window)**beta
 
 
-@pytest.mark.parametrize('script', LRN_SCRIPTS)
-def test_local_response_normalization_against_numpy(script, batch):
-    with Network(script) as net:
+def test_local_response_normalization_against_numpy(batch):
+    """In experiment 1: with the small activations of the others, it hardly differs from the identity."""
+    with Network('alexnet1') as net:
         relus = [op.outputs[0] for op in net.graph.get_operations() if op.type == 'Relu']
         for relu, layer in zip(relus[:2], (net.g.conv1, net.g.conv2), strict=True):
             before, after = net.run([relu, layer], batch)
