@@ -259,8 +259,9 @@ class Run:
                 self._end('failed', f'{kind.__name__}: {error}')
             else:
                 self._files.remove()
-                with contextlib.suppress(OSError):      # not where something is in it
-                    self._folder.rmdir()
+                for folder in self._folder, self._given.results_dir / '.checkpoints':
+                    with contextlib.suppress(OSError):      # not where something is in it
+                        folder.rmdir()
                 kept = 'nothing is kept'
         except OSError as problem:              # on a full disk, even the record is too much
             error = problem if error is None else error
