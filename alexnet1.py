@@ -1,6 +1,6 @@
 """Experiment 1: AlexNet on MNIST, as first tried.
 
-Weights are drawn from a truncated normal distribution of deviation 1, biases are 0.1.
+Weights are drawn from a normal distribution of deviation 1, cut off at 2 (which leaves 0.88); biases are 0.1.
 
 The article printed                                         Recorded here (results/reference/alexnet1.csv)
 step 0, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085

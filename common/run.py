@@ -34,7 +34,7 @@ try:        # seconds, in which Ctrl-C would show a traceback through TensorFlow
     import tensorflow.compat.v1 as tf
 
     from common import command_line, mnist, ops, probe, records
-    from common.divergence import describe, explain
+    from common.divergence import describe, explain, largest_logit_gap
     from common.images import Feed, image_shape_scale
     from common.records import ROOT, Refused
     from common.terminal import Interrupted, LiveLine, Signals
@@ -383,7 +383,7 @@ class Run:
             self._probe(g, feed_dict)
         watched = [g.loss, g.output, g.y_output, self._learning_rate]
         _, loss, output, y_output, rate = self._sess.run([g.train_step, *watched], feed_dict=feed_dict)
-        gap = float(np.ptp(output, axis=1).max())
+        gap = largest_logit_gap(output)
         if np.isfinite(gap):
             self._epoch['largest_logit_gap'] = max(gap, self._epoch['largest_logit_gap'] or 0)
         self._scalars(**{'training/loss': loss, 'training/logit_gap': gap, 'training/learning_rate': rate})

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, last_line
 
 from common import mnist, records
+from common.divergence import describe, explain
 
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 DIE = 'import os, signal\ndef die(*_):\n    os.kill(os.getpid(), signal.SIGKILL)\n'
@@ -578,6 +580,29 @@ def test_the_record(narrow, run, tmp_path):
     assert (tmp_path / 'checkpoints/alexnet4/epoch-2.index').exists()
 
 
+def test_largest_logit_gap_and_weight():
+    """The gap within an image, over all of an epoch's steps but those not finite; the weight by its size."""
+    from common.run import Run
+    run = object.__new__(Run)
+    run._given, run._writer, run._position = SimpleNamespace(probe=False, stop_on_nan=False), None, (0, 0)
+    run._rows, run._learning_rate, run.record = [], None, {'divergence': None, 'epochs': []}
+    run._epoch, run._epoch_start = {'largest_logit_gap': None}, 0
+    g = SimpleNamespace(train_step=None, loss=None, output=None, y_output=None)
+    for image, gap in ([100, 103], 3), ([-7, -14], 7), ([0, 5], 7), ([0, np.inf], 7):
+        output = np.float32([image, [1, 1]])
+        run._sess = SimpleNamespace(run=lambda *_, **__: (None, np.float32(1), output, output, 1e-4))  # noqa: B023
+        run.step(g, {})
+        assert run._epoch['largest_logit_gap'] == gap
+    run._files = SimpleNamespace(append_row=lambda *_: None, write_record=lambda *_: None, plot=lambda *_: None)
+    run._save = lambda *_: None
+    run._weights, run._sess = [np.float32([1, -3]), np.float32([[2]])], SimpleNamespace(run=lambda weights: weights)
+    run.epoch_done(np.float32(1), np.float32(0.5))
+    assert run.record['epochs'][0]['largest_weight'] == 3
+    run._weights.append(np.float32([np.nan]))
+    run.epoch_done(np.float32(1), np.float32(0.5))
+    assert run.record['epochs'][1]['largest_weight'] is None
+
+
 def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
     script = narrow('alexnet4')
     for name in ('one', 'two'):
@@ -610,7 +635,6 @@ def test_tensorboard_scalars(narrow, run, tmp_path):
 # Divergence
 
 def test_explain_tells_the_formula_from_an_overflow():
-    from common.divergence import describe, explain
     y = np.eye(10)[[3, 4, 5]]
     output = np.zeros((3, 10), np.float32)
     output[0, 3], output[1, 9] = 120, 200           # right and wrong, both with a gap that underflows
@@ -618,7 +642,7 @@ def test_explain_tells_the_formula_from_an_overflow():
     y_output[y_output < 1e-38] = 0
     found = explain('manual', output, y_output, y)
     assert found == {'cause': 'loss formula', 'images': 3, 'largest_logit_gap': 200, 'zero_probabilities': 18,
-                     'images_with_zeros': 2, 'of_these_right': 1}
+                     'zero_probabilities_of_labels': 1, 'images_with_zeros': 2, 'of_these_right': 1}
     assert describe(found) == (
         'the loss formula. All logits are finite, but the largest gap between two of an image is 200, so that 18 '
         'softmax probabilities of 2 of 3 images underflowed to 0, and 0 * log(0) is nan. 1 of those images were '
@@ -628,6 +652,27 @@ def test_explain_tells_the_formula_from_an_overflow():
         found = explain(method, output, y_output, y)
         assert found == {'cause': 'overflow', 'images': 3, 'images_with_non_finite_logits': 1}
     assert describe(found) == 'overflow. The logits of 1 of 3 images are not finite'
+
+
+def test_explain_where_only_a_label_underflows():
+    """1 * log(0): the loss is inf."""
+    output = np.zeros((1, 10), np.float32)
+    output[0, 0] = -120
+    y_output = np.exp(output) / 9
+    y_output[0, 0] = 0
+    text = describe(explain('manual', output, y_output, np.eye(10)[[0]]))
+    assert ' so that 1 softmax probabilities of 1 of 1 images underflowed to 0, and log(0) is -inf. 0 of ' in text
+    text = describe(explain('manual', output, y_output, np.eye(10)[[1]]))
+    assert ' and 0 * log(0) is nan. ' in text
+
+
+def test_explain_beyond_float32():
+    """Finite logits whose gap and loss are not in float32's range."""
+    output = np.float32([[3e38, -3e38] + [0] * 8])
+    found = explain('manual', output, np.float32([[1] + [0] * 9]), np.eye(10)[[1]])
+    assert found['largest_logit_gap'] == pytest.approx(6e38) and json.dumps(found, allow_nan=False)
+    found = explain('stable', output, np.float32([[1] + [0] * 9]), np.eye(10)[[1]])
+    assert describe(found) == 'overflow. All logits are finite, but the loss is beyond float32'
 
 
 def test_overflow_is_told_from_the_formula_in_a_real_run(run, tmp_path):
