@@ -254,11 +254,11 @@ def test_a_resumed_run_draws_other_dropout_masks():
     assert not masks(0) & masks(1) and not masks(1) & masks(2)
 
 
-def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, run, tmp_path):
+def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, refuse, run, tmp_path):
     script = narrow('alexnet4')
     assert run(script, '--epochs', 1, *SMALL)[0] == 0
     rows = (tmp_path / 'results/alexnet4.csv').read_bytes()
-    status, _, stderr = run(script, '--resume', 'alexnet4')
+    status, _, stderr = refuse(script, '--resume', 'alexnet4')
     assert status == 1 and last_line(stderr) == (
         'alexnet4.py: alexnet4 is complete; a larger --epochs than 1 extends it')
     status, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
@@ -303,15 +303,26 @@ def edit(results, **fields):
     (results / 'alexnet4.json').write_text(text)
 
 
+def is_refused(resume, script, results, message):
+    before = snapshot(results)
+    status, stdout, stderr = resume(script, '--resume', 'alexnet4')
+    assert status == 1 and stdout == '' and 'Traceback' not in stderr
+    assert re.fullmatch('alexnet4.py: ' + message, last_line(stderr))
+    assert snapshot(results) == before, 'nothing is deleted'
+
+
+@pytest.mark.parametrize('file, how', [
+    ('epoch-2.data-00000-of-00001', lambda path: change(path, lambda b: b[:len(b) // 2])),
+    ('epoch-2.data-00000-of-00001', lambda path: change(path, lambda b: b[:5] + b'!' + b[6:])),
+    ('epoch-2.data-00000-of-00001', lambda path: path.unlink()),
+    ('epoch-2.index', lambda path: change(path, lambda b: b[:50])),
+])
+def test_a_damaged_checkpoint_is_refused(file, how, interrupted, run, tmp_path):
+    how(tmp_path / 'results/.checkpoints/alexnet4' / file)
+    is_refused(run, interrupted, tmp_path / 'results', r'the checkpoint \S*/epoch-2 is damaged: .+')
+
+
 @pytest.mark.parametrize('damage, message', [
-    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001', lambda b: b[:len(b) // 2]),
-     r'the checkpoint \S*/epoch-2 is damaged: .+'),
-    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001', lambda b: b[:5] + b'!' + b[6:]),
-     r'the checkpoint \S*/epoch-2 is damaged: .+'),
-    (lambda r: change(r / '.checkpoints/alexnet4/epoch-2.index', lambda b: b[:50]),
-     r'the checkpoint \S*/epoch-2 is damaged: .+'),
-    (lambda r: (r / '.checkpoints/alexnet4/epoch-2.data-00000-of-00001').unlink(),
-     r'the checkpoint \S*/epoch-2 is damaged: .+'),
     (lambda r: (r / '.checkpoints/alexnet4/checkpoint').unlink(),
      r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
@@ -329,16 +340,12 @@ def edit(results, **fields):
     (lambda r: change(r.parent / 'alexnet4.py', lambda b: b.replace(b'rate = 1e-4', b'rate = 1e-3')),
      r'alexnet4.py is not what it was when alexnet4 began: see "source" in \S*/alexnet4.json'),
 ])
-def test_damage_is_refused_and_nothing_is_deleted(damage, message, interrupted, run, tmp_path):
+def test_other_damage_is_refused(damage, message, interrupted, refuse, tmp_path):
     damage(tmp_path / 'results')
-    before = snapshot(tmp_path / 'results')
-    status, stdout, stderr = run(interrupted, '--resume', 'alexnet4')
-    assert status == 1 and stdout == '' and 'Traceback' not in stderr
-    assert re.fullmatch('alexnet4.py: ' + message, last_line(stderr))
-    assert snapshot(tmp_path / 'results') == before
+    is_refused(refuse, interrupted, tmp_path / 'results', message)
 
 
-def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
+def test_refusals_that_need_no_damage(interrupted, refuse, run, tmp_path):
     change(interrupted, lambda source: source.replace(b'Experiment 4', b'My experiment'))      # a docstring may change
     before = snapshot(tmp_path / 'results')
     for options, status, message in [
@@ -350,41 +357,41 @@ def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
             (['--name', 'other'], 2, 'error: --name is for a new run: --resume takes a name itself'),
             (['nowhere'], 1, 'there is no run nowhere in results')]:
         name = [] if options == ['nowhere'] else ['alexnet4']
-        found, stdout, stderr = run(interrupted, '--resume', *name, *options)
+        found, stdout, stderr = refuse(interrupted, '--resume', *name, *options)
         assert (found, stdout) == (status, ''), stderr
         assert last_line(stderr) == f'alexnet4.py: {message}'
         assert snapshot(tmp_path / 'results') == before
     with_name = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still going holds it
-    status, _, stderr = run(interrupted, '--resume', 'alexnet4')
+    status, _, stderr = refuse(interrupted, '--resume', 'alexnet4')
     assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still going'
-    status, _, stderr = run(interrupted, '--resume')
+    status, _, stderr = refuse(interrupted, '--resume')
     none = 'alexnet4.py: there is no unfinished run of alexnet4.py in results that is not still going'
     assert status == 1 and last_line(stderr) == none
     del with_name
     status, _, stderr = run(interrupted, '--resume', '--epochs', 4, '--seed', 1)     # what agrees may be said again
     assert status == 0, stderr
     assert is_whole(tmp_path / 'results', 'alexnet4', 4)
-    status, _, stderr = run(interrupted, '--resume')
+    status, _, stderr = refuse(interrupted, '--resume')
     assert status == 1 and last_line(stderr) == none
 
 
-def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, run, tmp_path):
+def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, refuse, run, tmp_path):
     script = narrow('alexnet4')
     assert run(script, '--epochs', 1, *SMALL, '--checkpoint-dir', 'elsewhere')[0] == 0
     before = snapshot(tmp_path)
-    status, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
+    status, _, stderr = refuse(script, '--resume', 'alexnet4', '--epochs', 2)
     assert status == 1
     assert last_line(stderr) == 'alexnet4.py: the checkpoint of alexnet4 is missing from results/.checkpoints/alexnet4'
     assert snapshot(tmp_path) == before
 
 
-def test_a_forgotten_checkpoint_dir_costs_no_epoch(narrow, run, tmp_path):
+def test_a_forgotten_checkpoint_dir_costs_no_epoch(narrow, refuse, run, tmp_path):
     """Killed after its first checkpoint, which a resumed run looks for where it is not."""
     script = narrow('alexnet4')
     die = DIE + 'from common.records import Files\nFiles.plot = die'
     assert run(script, '--epochs', 2, *SMALL, '--checkpoint-dir', 'elsewhere', prelude=die)[0] == -signal.SIGKILL
     before = snapshot(tmp_path)
-    status, _, stderr = run(script, '--resume')
+    status, _, stderr = refuse(script, '--resume')
     assert status == 1
     assert last_line(stderr) == 'alexnet4.py: the checkpoint of alexnet4 is missing from results/.checkpoints/alexnet4'
     assert snapshot(tmp_path) == before
@@ -440,9 +447,9 @@ def test_precision_of_a_run_that_began_again(narrow, run, tmp_path):
     assert record(tmp_path)['precision'] == 'float32' and record(tmp_path)['options']['precision'] == 'bfloat16'
 
 
-def test_another_scripts_run_is_refused(narrow, run, tmp_path):
+def test_another_scripts_run_is_refused(narrow, refuse, run, tmp_path):
     assert run(narrow('alexnet2'), '--epochs', 1, *SMALL)[0] == 0
-    status, _, stderr = run(narrow('alexnet4'), '--resume', 'alexnet2')
+    status, _, stderr = refuse(narrow('alexnet4'), '--resume', 'alexnet2')
     assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet2 is a run of alexnet2.py'
 
 
@@ -685,7 +692,7 @@ def test_overflow_is_told_from_the_formula_in_a_real_run(run, tmp_path):
     assert 'Cause: overflow. The logits of ' in stderr
 
 
-def test_stop_on_nan(narrow, run, tmp_path):
+def test_stop_on_nan(narrow, refuse, run, tmp_path):
     script = narrow('alexnet1', dense=4096)
     status, stdout, stderr = run(script, '--epochs', 3, *SMALL, '--stop-on-nan')
     assert status == 0 and stdout == '' and 'Cause: the loss formula' in stderr
@@ -693,11 +700,11 @@ def test_stop_on_nan(narrow, run, tmp_path):
     assert found['status'] == 'complete' and found['epochs'] == [] and found['divergence']['stopped'] is True
     assert last_line(stderr) == 'alexnet1.py: done; results/alexnet1.json and .log', 'there is nothing to draw'
     assert (found['divergence']['epoch'], found['divergence']['iteration']) == (1, 0)
-    status, _, stderr = run(script, '--resume', 'alexnet1')
+    status, _, stderr = refuse(script, '--resume', 'alexnet1')
     assert status == 1 and last_line(stderr).startswith('alexnet1.py: alexnet1 came to a training loss that is not')
 
 
-def test_stop_on_nan_when_resumed(narrow, start, run, tmp_path):
+def test_stop_on_nan_when_resumed(narrow, start, refuse, tmp_path):
     """The command that resumes says it again, and it is refused where the weights are nan already."""
     script = narrow('alexnet1', dense=4096)
     process = start(script, '--epochs', 3, *SMALL)
@@ -707,7 +714,7 @@ def test_stop_on_nan_when_resumed(narrow, start, run, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     before = snapshot(tmp_path / 'results')
-    status, stdout, stderr = run(script, '--resume', '--stop-on-nan')
+    status, stdout, stderr = refuse(script, '--resume', '--stop-on-nan')
     assert status == 1 and stdout == '' and snapshot(tmp_path / 'results') == before
     assert last_line(stderr).startswith('alexnet1.py: alexnet1 came to a training loss that is not finite')
     process = start(narrow('alexnet4'), '--epochs', 3, *SMALL, '--stop-on-nan', '--tensorboard')

@@ -178,11 +178,11 @@ def test_command(start, run, tmp_path):
     assert (tmp_path / 'results/other-probe.png').exists()
 
 
-def test_command_lines_that_are_refused(run, tmp_path):
-    status, _, stderr = run('alexnet4', '--probe', '--resume')
+def test_command_lines_that_are_refused(refuse, tmp_path):
+    status, _, stderr = refuse('alexnet4', '--probe', '--resume')
     assert status == 2 and '--probe looks at a network before training: it goes with no --resume' in last_line(stderr)
     (tmp_path / 'results').write_text('')
-    status, _, stderr = run('alexnet4', '--probe')
+    status, _, stderr = refuse('alexnet4', '--probe')
     assert status == 2 and 'is not a folder' in last_line(stderr)
 
 

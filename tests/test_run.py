@@ -93,16 +93,22 @@ def test_loss_methods_from_the_command_line(run, tmp_path):
     (['--results-dir', 'x' * 300], f"--results-dir: {'x' * 50}: File name too long"),
     (['--data-dir', 'file'], '--data-dir: file is not a folder'),
     (['--results-dir', 'file/below'], '--results-dir: {}/file is not a folder'),
-    (['--show'], '--show: no window can be opened here'),
 ])
-def test_bad_command_lines(options, message, run, tmp_path):
+def test_bad_command_lines(options, message, refuse, tmp_path):
     (tmp_path / 'file').touch()
-    status, stdout, stderr = run('alexnet4', *options, env={'MPLBACKEND': 'agg'})
+    status, stdout, stderr = refuse('alexnet4', *options)
     assert status == 2 and stdout == ''
     assert last_line(stderr).startswith('alexnet4.py: error: ')
     assert message.format(tmp_path) in last_line(stderr)
     assert 'Traceback' not in stderr
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_no_window_can_be_opened(run, tmp_path):
+    status, stdout, stderr = run('alexnet4', '--show', env={'MPLBACKEND': 'agg'})
+    assert status == 2 and stdout == '' and 'Traceback' not in stderr
+    assert last_line(stderr).startswith('alexnet4.py: error: --show: no window can be opened here')
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_that_cannot_be_had(tmp_path):
@@ -125,11 +131,11 @@ def test_cv2_without_its_library(run, tmp_path):
     assert 'apt install libgl1' in last_line(stderr)
 
 
-def test_a_name_that_is_taken_is_left_alone(run, tmp_path):
+def test_a_name_that_is_taken_is_left_alone(narrow, run, tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'results/alexnet4.csv').write_text('1.0,0.5\n')
     (tmp_path / 'results/alexnet4-2.png').touch()
-    status, _, stderr = run('alexnet4', *FEW)
+    status, _, stderr = run(narrow('alexnet4'), *FEW)
     assert status == 0
     assert 'there are results or checkpoints of alexnet4 already: this run is alexnet4-3' in stderr
     assert (tmp_path / 'results/alexnet4.csv').read_text() == '1.0,0.5\n'
@@ -150,9 +156,9 @@ def test_names_claimed_at_once_differ(tmp_path):
     assert sorted(run.name for run in files) == sorted(['run', *(f'run-{k}' for k in range(2, 21))])
 
 
-def test_live_line_on_a_terminal(start, tmp_path):
+def test_live_line_on_a_terminal(narrow, start):
     terminal, stderr = pty.openpty()
-    process = start('alexnet4', *FEW, stderr=stderr)
+    process = start(narrow('alexnet4'), *FEW, stderr=stderr)
     os.close(stderr)
     shown = b''
     try:
@@ -177,23 +183,22 @@ KEPT = 'out of memory; nothing is kept. A smaller --batch-size or --test-images 
     ("import common.run as r\ndef scale(batch):\n    raise MemoryError\nr.image_shape_scale = scale",
      'out of memory; a smaller --test-images needs less'),
 ])
-def test_too_little_memory(prelude, message, run, tmp_path):
-    status, _, stderr = run('alexnet4', *FEW, prelude=prelude)
+def test_too_little_memory(prelude, message, narrow, run, tmp_path):
+    status, _, stderr = run(narrow('alexnet4'), *FEW, prelude=prelude)
     assert status == 1 and 'Traceback' not in stderr and last_line(stderr) == f'alexnet4.py: {message}'
     assert not list(tmp_path.glob('results/*'))
 
 
-def test_stdout_that_cannot_be_written(run, tmp_path):
+def test_stdout_that_cannot_be_written(narrow, run, tmp_path):
     with open('/dev/full', 'w') as full:
-        status, _, stderr = run('alexnet4', *FEW, stdout=full)
+        status, _, stderr = run(narrow('alexnet4'), *FEW, stdout=full)
     assert status == 1 and 'Traceback' not in stderr
     assert 'alexnet4.py: stdout cannot be written (No space left on device); nothing is kept' in stderr
     assert not list(tmp_path.glob('results/*'))
 
 
-def test_closed_streams_and_a_script_with_a_space_in_its_name(start, tmp_path):
-    script = tmp_path / 'alexnet4 he.py'
-    script.write_text((ROOT / 'alexnet4.py').read_text())
+def test_closed_streams_and_a_script_with_a_space_in_its_name(narrow, start, tmp_path):
+    script = narrow('alexnet4').rename(tmp_path / 'alexnet4 he.py')
     process = start(script, *FEW, stdout=None, stderr=None, preexec_fn=lambda: (os.close(1), os.close(2)))
     assert process.wait(timeout=120) == 0
     assert len((tmp_path / 'results/alexnet4-he.csv').read_text().split()) == 2
