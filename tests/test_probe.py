@@ -1,4 +1,5 @@
 """--probe: what one batch shows of a network before any training."""
+import functools
 import importlib
 import re
 import sys
@@ -36,6 +37,7 @@ def look(mnist_dir, tmp_path_factory):
     sys.path.insert(0, str(folder))
     data = mnist.read_data_sets(mnist_dir, one_hot=True, validation_size=0)
 
+    @functools.lru_cache
     def look(script, seed, loss_method='manual', images=IMAGES):
         module = importlib.import_module(script)
         train = mnist.DataSet(data.train.images, data.train.labels, seed)
