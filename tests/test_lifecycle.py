@@ -172,6 +172,17 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
     assert record(tmp_path)['status'] == 'running' and (tmp_path / 'results/alexnet4.csv').read_bytes() == b''
 
 
+def test_a_background_job_ignores_ctrl_c(narrow, start, tmp_path):
+    """As its shell told it to: Ctrl-C is for what is in the foreground."""
+    process = start(narrow('alexnet4'), '--epochs', 2, *SMALL,
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    next(process.stdout)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and 'ending' not in stderr
+    is_whole(tmp_path / 'results', 'alexnet4', 2)
+
+
 def test_ctrl_c_while_tensorflow_is_imported(start, tmp_path):
     process = start('alexnet4')
     process.stderr.readline()           # TensorFlow's first: its library is loading
