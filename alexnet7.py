@@ -2,7 +2,7 @@
 
 Differs from alexnet6.py: weights and biases are created as in alexnet1.py.
 
-The article printed                                         Recorded here (results/reference/alexnet7.csv)
+The article says                                            Recorded here (results/reference/alexnet7.csv)
 no figures: "the model still cannot converge"               epoch 1, loss nan, testing accuracy 0.085
 
 With --loss stable, which is not in the article (results/reference/alexnet7-stable.csv):
