@@ -3,9 +3,9 @@
 Differs from alexnet2.py: convolutions 4 and 5 each see their input as two halves, by channels, with
 weights of their own, as in AlexNet on its two GPUs, which split convolution 2 as well.
 
-The article's figures                                       Recorded here
-epoch 1, loss 2297.4663, testing accuracy 0.104             none yet
-epoch 2, loss 2299.2734, testing accuracy 0.124             none yet
+The article's figures                                       Recorded here (results/reference/alexnet5.csv)
+epoch 1, loss 2297.4663, testing accuracy 0.104             loss 2300.4587, testing accuracy 0.127
+epoch 2, loss 2299.2734, testing accuracy 0.124             loss 2301.6638, testing accuracy 0.11
 epoch 21, loss 2114.1978, testing accuracy 0.301            none yet
 epoch 22, loss 366.07996, testing accuracy 0.872            none yet
 epoch 49, loss 44.795494, testing accuracy 0.992            none yet

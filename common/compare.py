@@ -52,16 +52,14 @@ def main():
                         help='folder of the runs and for the figures (default: results)')
     given = parser.parse_args()
     try:
+        folders = [REFERENCE] if given.verdicts else [given.results_dir, REFERENCE]
+        runs = load(given.runs or filter(Path.is_dir, folders), given.results_dir)
+        if not runs:
+            raise Refused(f'there is no run in {" or ".join(map(str, given.runs or folders))} yet')
         if given.verdicts:
             from common import verdicts
-            print(verdicts.table(verdicts.judge(load(given.runs or [REFERENCE], given.results_dir)), given.markdown),
-                  flush=True)
+            print(verdicts.table(verdicts.judge(runs), given.markdown), flush=True)
             return
-        runs = load(given.runs or [folder for folder in (given.results_dir, REFERENCE) if any(_csvs(folder))],
-                    given.results_dir)
-        if not runs:
-            where = given.runs or (given.results_dir, REFERENCE)
-            raise Refused(f'there is no run in {" or ".join(map(str, where))} yet')
         paths = draw(runs, given.results_dir)
         parts = [table(runs, given.markdown), *article_tables(runs, given.markdown), diff(runs, given.markdown)]
         print('\n\n'.join(filter(None, parts)), flush=True)
@@ -75,12 +73,13 @@ def main():
 class Recorded:
     """A run that is recorded in a CSV and, unless it came from elsewhere, in the JSON beside it.
 
-    Attributes: name; rows, [(loss, accuracy)] float32 as in the CSV; record, what the JSON holds, or None.
-    Raises Refused where either file is damaged, OSError where the CSV cannot be read.
+    Attributes: name, in results/ with its folder there; rows, [(loss, accuracy)] float32 as in the CSV; record, what
+    the JSON holds, or None. Raises Refused where either file is damaged, OSError where the CSV cannot be read.
     """
 
-    def __init__(self, path, name=None):
-        self.name = name or path.stem
+    def __init__(self, path):
+        folder = REFERENCE.parent if path.is_relative_to(REFERENCE.parent) else path.parent
+        self.name = str(path.relative_to(folder).with_suffix(''))
         self.rows = records.read_rows(path)
         self.record = records.read_record(path.with_suffix('.json')) if path.with_suffix('.json').exists() else None
 
@@ -177,22 +176,31 @@ class Recorded:
 
 
 def load(names, results_dir):
-    """The runs that names stand for, each once: names, paths of CSVs, folders. Raises Refused where there is none."""
+    """The runs that names stand for, each once: names, paths of CSVs, folders.
+
+    Raises Refused and OSError where one is not there or is damaged; in a folder, that is told on stderr instead.
+    """
     found = {}
     for name in names:
         folder = Path(name)
         if folder.is_dir():
             paths = sorted(_csvs(folder), key=lambda path: _natural(path.stem))
-        elif Path(name).suffix == '.csv':
-            paths = [Path(name)]
+        elif folder.suffix == '.csv':
+            paths = [folder]
         else:
-            paths = [path for path in (results_dir / f'{name}.csv', REFERENCE / f'{name}.csv') if path.exists()][:1]
+            paths = [path for path in (results_dir / f'{name}.csv', REFERENCE / f'{name}.csv',
+                                       REFERENCE.parent / f'{name}.csv') if path.exists()][:1]
             if not paths:
                 raise Refused(f'there is no run {name} in {results_dir} or {REFERENCE}')
-        for path in paths:
-            path = path.resolve()
-            found.setdefault(path, f'reference/{path.stem}' if path.parent == REFERENCE else path.stem)
-    return [Recorded(path, name) for path, name in found.items()]
+        for path in map(Path.resolve, paths):
+            try:
+                if path not in found:
+                    found[path] = Recorded(path)
+            except (Refused, OSError) as error:
+                if not folder.is_dir():
+                    raise
+                print(f'left out: {error}', file=sys.stderr)
+    return list(found.values())
 
 
 def table(runs, markdown=False):
@@ -372,9 +380,7 @@ def _draw_group(axes, kind, alike, colour, marker, dashes):
 def published_code(n):
     """The code of alexnet{n}.py as published, a list of lines, docstrings left out: that of its recorded run, for the
     script itself may have been edited since."""
-    recorded = REFERENCE / f'alexnet{n}.json'
-    return records.code_lines(records.read_record(recorded)['source'] if recorded.exists() else
-                              SCRIPTS[n].read_text(encoding='utf-8'))
+    return records.code_lines(records.read_record(REFERENCE / f'alexnet{n}.json')['source'])
 
 
 def _changed(before, after):
@@ -383,7 +389,7 @@ def _changed(before, after):
 
 
 def _csvs(folder):
-    return (path for path in folder.resolve().glob('*.csv')
+    return (path for path in folder.resolve().glob('[!.]*.csv')
             if path not in (REFERENCE / 'article.csv', REFERENCE / 'author.csv'))
 
 

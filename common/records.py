@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Refused(Exception):
-    """A run that cannot be gone on with, and why."""
+    """What was asked for cannot be done, and why."""
 
 
 class Files:
@@ -133,18 +133,30 @@ def replacing(path):
         raise
 
 
+# What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.
+RECORD = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'start': str, 'status': str,
+          'epochs': [{'seconds': (int, float)}], 'resumed': [{'precision': str}]}
+DIVERGENCE = {'epoch': int, 'iteration': int, 'loss': str, 'cause': str}
+
+
 def read_record(path):
     """The record at path, a dict. Raises Refused where it is missing or damaged."""
     try:
         record = json.loads(path.read_bytes())
-        kinds = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'start': str,
-                 'status': str, 'divergence': (dict, type(None)), 'epochs': list, 'resumed': list}
-        if not isinstance(record, dict) or not all(isinstance(record.get(key, ...), kinds[key]) for key in kinds):
+        if not any(_fits(record, RECORD | {'divergence': kind}) for kind in (DIVERGENCE, type(None))):
             raise ValueError('not the record of a run')
         ast.parse(record['source'])
         return record
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f'the record {path} is missing or damaged ({error})') from None
+
+
+def _fits(value, kind):
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_fits(value.get(key, ...), kind[key]) for key in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(each, *kind) for each in value)
+    return isinstance(value, kind)
 
 
 def read_rows(path, count=None):

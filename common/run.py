@@ -138,7 +138,7 @@ class Run:
         done = len(self.record['epochs'])
         if done == options['epochs'] and self.record['status'] == 'complete':
             raise Refused(f'{name} is complete; a larger --epochs than {done} extends it')
-        # The checkpoint is the last file to be written in an epoch, so that a kill may leave the first one out.
+        # The checkpoint is written after the record, so that a kill may leave the first one out.
         self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
         self.first_epoch = int(self._checkpoint.rpartition('-')[2]) if self._checkpoint else 0
         if done and self._checkpoint is None and (

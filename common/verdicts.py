@@ -1,11 +1,9 @@
 """The article's five conclusions, and its remark on experiment 7, as claims that recorded runs can hold or refute.
 
     python -m common.compare --verdicts
-
-Only a run of a script as published counts, on all 60,000 training images in batches of 200, tested on 1000 or
-more. Of several with one seed and precision, the longest does.
 """
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common import command_line, compare
@@ -14,6 +12,8 @@ SEEDS = 3               # that a side must have, for luck decides much
 LOWERED = 30            # the epochs that experiment 3 trains before it lowers its rate
 EPOCHS = 50             # of the article's runs
 SEVENTH_EPOCHS = 22     # in which the article's slowest, experiment 5, has left its plateau
+COUNTS = ('A run counts if its script is as published and it was trained on all 60,000 images in batches of 200 and '
+          'tested on 1000 or more; of several with one seed and precision, the longest does.')
 HOLDS, FAILS, NOT_YET = 'holds', 'does not hold', 'not yet shown'
 
 
@@ -24,7 +24,7 @@ class Claim:
     conclusion: str
     claim: str
     rule: str
-    judge: callable     # from {(experiment, loss method): [Recorded]} to (outcome, runs that show it)
+    judge: Callable     # from {(experiment, loss method): [Recorded]} to (outcome, runs that show it)
 
 
 def _sides(ours, theirs):
@@ -123,10 +123,10 @@ def judge(recorded):
 
 
 def table(verdicts, markdown=False):
-    """The verdicts as text: conclusion and outcome, claim, rule, and the runs that it rests on."""
+    """The verdicts as text: which runs count; then conclusion and outcome, claim, rule, and the runs it rests on."""
     strong, end = ('**', '  ') if markdown else ('', '')
     first = {}
-    paragraphs = []
+    paragraphs = [COUNTS]
     for number, (claim, outcome, runs) in enumerate(verdicts, 1):
         said = first.setdefault(claim.rule, number)
         paragraphs.append(f'{end}\n'.join([

@@ -108,15 +108,16 @@ def test_what_differs(make):
     assert runs[0].differs == 'alexnet2.py, 1 line changed, train_images 2000, log_every 10' and runs[1].differs == ''
 
 
-def test_an_edited_script_changes_neither_the_published_runs_nor_its_own(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize('n', compare.SCRIPTS)
+def test_an_edited_script_changes_neither_the_published_runs_nor_its_own(n, make, tmp_path, monkeypatch):
     """Edited in place, as it is most easily done."""
-    edited = tmp_path / 'alexnet4.py'
-    edited.write_text((ROOT / 'alexnet4.py').read_text().replace('1e-4', '1e-3'))
-    monkeypatch.setitem(compare.SCRIPTS, 4, edited)
+    edited = tmp_path / f'alexnet{n}.py'
+    edited.write_text((ROOT / f'alexnet{n}.py').read_text().replace('1e-4', '1e-3'))
+    monkeypatch.setitem(compare.SCRIPTS, n, edited)
     compare.published_code.cache_clear()
-    run, = load(make('run', 4, LEARNT, replace=[('1e-4', '1e-3')]))
-    published = compare.Recorded(compare.REFERENCE / 'alexnet4.csv')
-    assert (run.origin, published.origin) == ((4, 1), (4, 0))
+    run, = load(make('run', n, LEARNT, replace=[('1e-4', '1e-3')]))
+    published = compare.Recorded(compare.REFERENCE / f'alexnet{n}.csv')
+    assert (run.origin, published.origin) == ((n, 1), (n, 0))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -286,8 +287,35 @@ def test_names_paths_and_folders(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert names('run.csv', '../' + tmp_path.name + '/run.csv') == ['run'] and names('reference') == names(reference)
     assert names(tmp_path) == ['run', 'run-2', 'run-10'] and names(reference) == ['reference/only', 'reference/run']
+    (reference / 'lesson').mkdir()
+    make('run', 4, LEARNT, folder=reference / 'lesson')
+    assert names('reference/lesson') == ['reference/lesson/run'] == names(*names('reference/lesson'))
     with pytest.raises(records.Refused, match=f'there is no run nosuch in {tmp_path} or '):
         compare.load(['nosuch'], tmp_path)
+
+
+def test_what_else_is_in_a_folder_is_left_out(make, tmp_path, capsys):
+    make('run', 2, LEARNT)
+    (tmp_path / 'notes.csv').write_text('what,when\n')
+    (tmp_path / '._run.csv').write_text('\x05')
+    (tmp_path / 'folder.csv').mkdir()
+    (tmp_path / 'dangling.csv').symlink_to('nowhere.csv')
+    run, = compare.load([tmp_path], tmp_path)
+    assert run.name == 'run'
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and all(line.startswith('left out: ') for line in told)
+    assert f'left out: {tmp_path}/notes.csv is damaged: line 1 is not `loss,accuracy`' in told
+    with pytest.raises(records.Refused, match='notes.csv is damaged'):
+        compare.load([tmp_path / 'notes.csv'], tmp_path)
+
+
+@pytest.mark.parametrize('damage', [{'epochs': [1]}, {'epochs': [{}]}, {'epochs': [{'seconds': None}]},
+                                    {'divergence': {}}, {'divergence': {'epoch': 1}}, {'resumed': [{}]}])
+def test_a_record_that_lacks_what_is_relied_on(damage, make):
+    path = make('run', 2, LEARNT).with_suffix('.json')
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(records.Refused, match=r'run.json is missing or damaged \(not the record of a run\)'):
+        load(path.with_suffix('.csv'))
 
 
 def test_a_script_of_another_kind(make):
@@ -447,12 +475,12 @@ def test_verdicts_count_the_articles_experiments_only(change, seeds, make):
 def test_verdicts_as_text(seeds):
     recorded = [*seeds(4, at(1, 1), at(1, 2), at(2, 2)), *seeds(2, at(0, 2), at(12, 14), at(3, 3))]
     text = verdicts.table(verdicts.judge(recorded))
-    third = text.split('\n\n')[2].splitlines()
+    counts, first, _, third, *_ = (paragraph.splitlines() for paragraph in text.split('\n\n'))
+    assert counts == [verdicts.COUNTS]
     assert third[0].startswith('3. When unsure') and third[0].endswith('tf.get_variable. Verdict: holds.')
     assert third[2] == 'Rule: that of 1.'
     assert third[3].startswith('Runs: 4-manual-0 (seed 0): over 0.9 in epoch 1 of 1; ')
     assert '2-manual-0 (seed 0): not over 0.9 in 2 epochs; ' in third[3]
-    first = text.split('\n\n')[0].splitlines()
     assert first[0].endswith('Verdict: not yet shown.') and first[3] == 'Runs: none counts yet.'
 
 
@@ -461,6 +489,11 @@ def test_verdicts_from_the_command_line():
     recorded = compare.load([compare.REFERENCE], ROOT / 'results')
     assert done.returncode == 0 and done.stdout == verdicts.table(verdicts.judge(recorded)) + '\n'
     assert done.stdout.count('Verdict: ') == 6
+
+
+def test_verdicts_on_nothing(tmp_path):
+    done = command('--verdicts', tmp_path)
+    assert done.returncode == 1 and last_line(done.stderr).endswith(f': there is no run in {tmp_path} yet')
 
 
 def test_verdicts_on_runs_of_ones_own(make):

@@ -1,6 +1,7 @@
 """The README's figures against the records they come from."""
 import json
 import re
+import shutil
 import subprocess
 from xml.etree import ElementTree
 
@@ -75,15 +76,13 @@ def test_what_the_article_saw():
 def test_what_is_recorded():
     """The Results section's first sentences; in the records themselves these are test_recorded_runs' matter."""
     text, runs = section('\n## Results\n'), recorded()
-    missing = [n for n in compare.SCRIPTS if n not in {run.origin[0] for run in runs}]
-    assert len(missing) == 1
-    third, = (run for run in runs if run.origin[0] == 3)
+    assert {run.origin[0] for run in runs} == compare.SCRIPTS.keys()
+    fifth, = (run for run in runs if run.origin[0] == 5)
     assert max(len(run.rows) for run in runs) < verdicts.EPOCHS
     options = runs[0].options
     for told in [f'on all {options["train_images"]:,} images, with `--precision {options["precision"]} --log-every '
                  f'{options["log_every"]}`, seed 0 unless the name says another, and seed 1 for experiment 3',
-                 f'Experiment {missing[0]} is not recorded yet, experiment 3 for {NUMBERS[len(third.rows)]} epochs '
-                 'only, and no run is as long as',
+                 f'Experiment 5 is recorded for {NUMBERS[len(fifth.rows)]} epochs only, and no run is as long as',
                  f'an epoch being {compare.ARTICLE_BATCHES} iterations in both',
                  f'ask for {NUMBERS[verdicts.SEEDS]} seeds']:
         assert told in text, told
@@ -95,10 +94,43 @@ def test_what_is_recorded():
     assert not again.record['resumed']
 
 
+def gaps(run):
+    return [epoch['largest_logit_gap'] for epoch in run.record['epochs']]
+
+
+def plateaus(runs):
+    """The table of how experiments 2 and 3 leave the plateau, and the largest gaps after it, a list for each run."""
+    author, columns, after = compare.article(REFERENCE / 'author.csv'), [], []
+    for n, run in enumerate((runs['alexnet2'], runs['alexnet3'], author[2], author[3])):
+        rows = [(float(loss), float(accuracy)) for loss, accuracy in (run.values() if isinstance(run, dict) else
+                                                                      map(lambda row: map(str, row), run.rows))]
+        on = sum(loss > 2250 for loss, _ in rows)
+        assert all(loss > 2250 for loss, _ in rows[:on])
+        gap = gaps(run) if n < 2 else None
+        columns.append([
+            ['experiment 2, seed 0', 'experiment 3, seed 1', "the author's 2", "the author's 3"][n], on,
+            f'{min(rows[:on])[0]:.0f} to {max(rows[:on])[0]:.0f}', f'at most {max(row[1] for row in rows[:on])}',
+            f'at most {max(gap[:on]):.2f}' if gap else '',
+            *(f'{loss:.0f}, {accuracy}' + (f', gap {gap[on + k]:.1f}' if gap else '')
+              for k, (loss, accuracy) in enumerate(rows[on:on + 4])), *[''] * (on + 4 - len(rows))])
+        after.append(gap[on:] if gap else [])
+    names = ['', 'epochs at a test loss over 2250', 'their test loss', 'their accuracy', 'their largest gap',
+             'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
+    header, *rows = map(list, zip(names, *columns, strict=True))
+    return compare.grid(header, rows, True), after[:2]
+
+
+def sevenths(runs):
+    """The table of experiment 7 with a loss that cannot underflow."""
+    return compare.grid(['seed', 'accuracy after epochs 1 to 5', 'test loss', 'largest gap'], [
+        [run.record['seed'], ', '.join(map(str, run.accuracies)), f'{run.losses[0]:.0f} to {run.losses[-1]:.0f}',
+         f'{max(gaps(run)):.0f}'] for run in runs], True)
+
+
 def test_what_the_loss_hid():
     """Each figure of that section, in its sentence; no other figure is in it."""
     runs = {run.name.removeprefix('reference/'): run for run in recorded()}
-    text = section('### What the article got right, and what its loss hid')
+    text = README.split('### What the article got right, and what its loss hid')[1].split('\n### ')[0]
     first, seventh = runs['alexnet1'], runs['alexnet7']
     for run in first, seventh:
         assert run.record['divergence']['cause'] == 'loss formula' and set(run.accuracies.astype(str)) == {'0.085'}
@@ -110,6 +142,7 @@ def test_what_the_loss_hid():
         assert (overflow['cause'], overflow['epoch'], overflow['iteration']) == ('overflow', 1, 1)
     stable, again = runs['alexnet7-stable'], runs['alexnet7-stable-seed1']
     assert not stable.diverged and not again.diverged and stable.record['seed'] == seventh.record['seed']
+    assert min(stable.losses[-1], again.losses[-1]) > 1000 * np.log(10), 'far from converged'
     fourth, sixth, article = runs['alexnet4'], runs['alexnet6'], compare.article()
     author = compare.article(REFERENCE / 'author.csv')
     later = [author[4][epoch][1] for epoch in range(3, len(fourth.rows) + 1)]
@@ -118,54 +151,46 @@ def test_what_the_loss_hid():
     starts = [str(run.accuracies[0]) for name, run in sorted(runs.items()) if run.origin[0] == 4]
     seeds = len({run.record['seed'] for run in runs.values() if run.origin[0] == 4})
     assert seeds == len(starts)
-
-    def gaps(run):
-        return [epoch['largest_logit_gap'] for epoch in run.record['epochs']]
     assert max(gaps(fourth)) == gaps(fourth)[-1] and min(gaps(fourth)) == gaps(fourth)[0]
-
-    second = runs['alexnet2']
-    plateaus = {n: sum(float(loss) > 2250 for loss, _ in author[n].values()) for n in (2, 3)}
-    on = int(np.sum(second.losses > 2250))
-    assert (second.losses[:on] > 2250).all() and on == 9, "the section's nine epochs"
-    low, high = min(second.losses[:on]), max(second.losses[:on])
-    after = [f'{gap:.1f}' for gap in gaps(second)[on:]]
-    assert plateaus[2] == 11 and len(after) == 4 and gaps(second)[-1] < gaps(second)[-2]
-
+    plateau, after = plateaus(runs)
+    fifth = runs['alexnet5']
+    assert min(fifth.losses) > 2250
+    for table in plateau, sevenths([stable, again]):
+        assert f'\n\n{table}\n\n' in text, table
+        text = text.replace(table, '')
+    text = ' '.join(text.split())
+    high = [gap for run in after for gap in run[1:]]
+    assert [len(run) for run in after] == [4, 4] and all(0.4 < gap / 87 < 0.6 for gap in high)
+    assert sum(float(loss) > 2250 for loss, _ in author[5].values()) == 20
     for told in [
-            f'nine epochs at a test loss of {low:.0f} to {high:.0f}, then {second.losses[on]:.0f}, and the accuracy, '
-            f'up to then at most {max(second.accuracies[:on])!s}, is '
-            f'{", ".join(map(str, second.accuracies[on:]))} after',
-            f'have eleven epochs above 2250 for experiment 2 and {NUMBERS[plateaus[3]]} for experiment 3;',
-            f'at most {max(gaps(second)[:on]):.2f} on the plateau and {", ".join(after)} in the epochs after: half way '
-            'to the 87 or so', f'Experiment 2, with smaller weights, is over 0.9 in epoch {second.over} only',
-            'comes by epoch 47, as in the article, four epochs', 'experiments 3 and 5 leave', 'which take 50 epochs',
-            f'test accuracy 0.085, in {"both" if len(first.rows) == 2 else "all"} epochs',
+            'Which of the two strikes experiment 2 in epoch 47, where',
+            f'`nan` and 0.085 in {"both" if len(first.rows) == 2 else "all"} epochs',
             f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
             f'of all {overflow["images_with_non_finite_logits"]} images are not finite, with '
-            f'{NUMBERS[len(overflows)]} seeds.',
+            f'{NUMBERS[len(overflows)]} seeds. Only',
             f'it has {listed(starts)} with {NUMBERS[seeds]} seeds (the article: {article[4][1][1]})',
             f'{fourth.accuracies[1]!s} after the second ({article[4][2][1]}), then {min(fourth.accuracies[2:])!s} to '
             f'{max(fourth.accuracies[2:])!s} up to the eighth (the author\'s records: {min(later)} to {max(later)})',
             f'rises from {gaps(fourth)[0]:.1f} to {gaps(fourth)[-1]:.1f} in these {NUMBERS[len(fourth.rows)]} epochs',
+            'gets to 87 within 50 is open',
+            f'{NUMBERS[len(fifth.rows)]} epochs only, all on the plateau: test losses of {min(fifth.losses):.0f} to '
+            f'{max(fifth.losses):.0f}, accuracies of {min(fifth.accuracies)!s} to {max(fifth.accuracies)!s} and a '
+            f'largest gap of {max(gaps(fifth)):.2f}. The author\'s left it in the twenty-first',
             f'{sixth.accuracies[0]!s} after the first epoch, {sixth.accuracies[1]!s} after the second',
             f'two: {article[6][1][1]} and {article[6][2][1]}). Its test loss is above the author\'s in each of its '
             f'{NUMBERS[len(sixth.rows)]} epochs, {sixth.losses[-1]:.1f} against {their_losses[-1]:.1f} in the last.',
+            'stays at 0.085 like experiment 1',
             f'up to {seventh.record["divergence"]["largest_logit_gap"]:.4g} apart',
-            f'{", ".join(map(str, stable.accuracies))} after the first {NUMBERS[len(stable.rows)]} epochs, '
-            f'with logits up to {max(gaps(stable)):.0f} apart. With another seed it is '
-            f'{", ".join(map(str, again.accuracies))}, and {max(gaps(again)):.0f}.',
-            f'falls from {stable.losses[0]:.0f} to {stable.losses[-1]:.0f} ({again.losses[0]:.0f} to '
-            f'{again.losses[-1]:.0f}), still more than the {1000 * np.log(10):.0f} of guessing',
-            f'has {sixth.accuracies[0]!s} at a loss of {sixth.losses[0]:.0f}, experiment 7 with `--loss stable` '
-            f'{stable.accuracies[0]!s} and {again.accuracies[0]!s} at losses of {stable.losses[0]:.0f} and '
-            f'{again.losses[0]:.0f}.',
-            f'whose gradient is {first.options["batch_size"]} times smaller',
-            "accuracy stays at 0.085 like experiment 1's", 'the formula fails at about 87', 'within 50 is open',
-            "experiment 2's late `nan`; of 1 and 7 it", 'experiment 2 in epoch 47',
+            f'with seed {stable.record["seed"]} from the same weights',
+            f'guessing has a loss of {1000 * np.log(10):.0f}',
+            f'has {sixth.accuracies[0]!s} at a loss of {sixth.losses[0]:.0f}.',
+            f'on it is {min(high):.1f} to {max(high):.1f} in both runs, half of that,',
+            'Up to step 30 they differ', 'at a gap of about 87. From', 'comes by epoch 47, as in',
+            'which take 50 epochs', f'whose gradient is {first.options["batch_size"]} times smaller',
             'whether experiments 1 and 7 learn']:
         assert text.count(told) == 1, told
         text = text.replace(told, '')
-    assert not re.search(r'\d', re.sub(r'[Ee]xperiment \d|bfloat16|float32', '', text))
+    assert not re.search(r'\d', re.sub(r'[Ee]xperiments? \d( and \d)?|bfloat16|float32', '', text)), text
 
 
 def texts(svg):
@@ -267,7 +292,8 @@ def test_precision_matters_less_than_the_seed(experiment):
 def test_walk_through(tmp_path):
     """What probe and compare printed, and that the command which changes the script makes the one that ran."""
     folder = REFERENCE / 'walkthrough'
-    runs = compare.load([folder / 'alexnet2.csv', folder / 'alexnet2_he.csv'], folder)
+    shutil.copytree(folder, tmp_path / 'results')       # where they were when README's command compared them
+    runs = compare.load(['alexnet2', 'alexnet2_he'], tmp_path / 'results')
     printed = [compare.table(runs), *compare.article_tables(runs), compare.diff(runs)]
     for text in ['\n\n'.join(printed), *((folder / f'{run.name}-probe.txt').read_text().rstrip() for run in runs)]:
         assert f'```\n{text}\n```' in README, text
