@@ -12,8 +12,10 @@ SEEDS = 3               # that a side must have, for luck decides much
 LOWERED = 30            # the epochs that experiment 3 trains before it lowers its rate
 EPOCHS = 50             # of the article's runs
 SEVENTH_EPOCHS = 22     # in which the article's slowest, experiment 5, has left its plateau
-COUNTS = ('A run counts if its script is as published and it was trained on all 60,000 images in batches of 200 and '
-          'tested on 1000 or more; of several with one seed and precision, the longest does.')
+DEFAULTS = command_line.defaults()
+COUNTS = (f'A run counts if its script is as published and it was trained on all {DEFAULTS["train_images"]:,} images '
+          f'in batches of {DEFAULTS["batch_size"]} and tested on {DEFAULTS["test_images"]} or more; of several with '
+          'one seed and precision, the longest does.')
 HOLDS, FAILS, NOT_YET = 'holds', 'does not hold', 'not yet shown'
 
 
@@ -113,11 +115,10 @@ CLAIMS = [
 def judge(recorded):
     """The verdicts on all claims: a list of (claim, outcome, runs that it rests on). recorded: [compare.Recorded]."""
     runs = {(n, loss): [] for n in compare.SCRIPTS for loss in ('manual', 'builtin', 'stable')}
-    defaults = command_line.defaults()
     for run in recorded:
         n, changed = run.origin
-        if (changed == 0 and run.options['test_images'] >= defaults['test_images']
-                and all(run.options[name] == defaults[name] for name in ('train_images', 'batch_size'))):
+        if (changed == 0 and run.options['test_images'] >= DEFAULTS['test_images']
+                and all(run.options[name] == DEFAULTS[name] for name in ('train_images', 'batch_size'))):
             runs[n, run.options['loss']].append(run)
     return [(claim, *claim.judge(runs)) for claim in CLAIMS]
 

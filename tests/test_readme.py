@@ -100,24 +100,24 @@ def gaps(run):
 
 def plateaus(runs):
     """The table of how experiments 2 and 3 leave the plateau, and the largest gaps after it, a list for each run."""
-    author, columns, after = compare.article(REFERENCE / 'author.csv'), [], []
-    for n, run in enumerate((runs['alexnet2'], runs['alexnet3'], author[2], author[3])):
-        rows = [(float(loss), float(accuracy)) for loss, accuracy in (run.values() if isinstance(run, dict) else
-                                                                      map(lambda row: map(str, row), run.rows))]
-        on = sum(loss > 2250 for loss, _ in rows)
-        assert all(loss > 2250 for loss, _ in rows[:on])
-        gap = gaps(run) if n < 2 else None
-        columns.append([
-            ['experiment 2, seed 0', 'experiment 3, seed 1', "the author's 2", "the author's 3"][n], on,
-            f'{min(rows[:on])[0]:.0f} to {max(rows[:on])[0]:.0f}', f'at most {max(row[1] for row in rows[:on])}',
-            f'at most {max(gap[:on]):.2f}' if gap else '',
-            *(f'{loss:.0f}, {accuracy}' + (f', gap {gap[on + k]:.1f}' if gap else '')
-              for k, (loss, accuracy) in enumerate(rows[on:on + 4])), *[''] * (on + 4 - len(rows))])
-        after.append(gap[on:] if gap else [])
+    author, ours = compare.article(REFERENCE / 'author.csv'), [(n, runs[f'alexnet{n}']) for n in (2, 3)]
+    sides = [(f'experiment {n}, seed {run.record["seed"]}', [tuple(map(str, row)) for row in run.rows], gaps(run))
+             for n, run in ours] + [(f"the author's {n}", list(author[n].values()), []) for n in (2, 3)]
+    columns, after = [], []
+    for title, rows, gap in sides:
+        on = sum(float(loss) > 2250 for loss, _ in rows)
+        losses, accuracies = np.float64(rows[:on]).T
+        assert losses.min() > 2250
+        later = [f'{float(loss):.0f}, {accuracy}' for loss, accuracy in rows[on:on + 4]]
+        if gap:
+            later = [f'{figures}, gap {each:.1f}' for figures, each in zip(later, gap[on:], strict=True)]
+            after.append(gap[on:])
+        columns.append([title, on, f'{losses.min():.0f} to {losses.max():.0f}', f'at most {accuracies.max()}',
+                        f'at most {max(gap[:on]):.2f}' if gap else '', *later])
     names = ['', 'epochs at a test loss over 2250', 'their test loss', 'their accuracy', 'their largest gap',
              'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
-    header, *rows = map(list, zip(names, *columns, strict=True))
-    return compare.grid(header, rows, True), after[:2]
+    header, *lines = zip(names, *columns, strict=True)
+    return compare.grid(header, lines, True), after
 
 
 def sevenths(runs):
