@@ -46,13 +46,13 @@ def main():
     parser.add_argument('runs', nargs='*', metavar='RUN', help="a run's name, a CSV or a folder of them "
                         '(default: all in the results folder and in results/reference)')
     parser.add_argument('--verdicts', action='store_true',
-                        help="judge the article's five conclusions by these runs (default: those in results/reference)")
+                        help="judge the article's five conclusions by these runs")
     parser.add_argument('--markdown', action='store_true', help='print tables for pasting')
     parser.add_argument('--results-dir', type=command_line.folder, default=ROOT / 'results', metavar='DIR',
                         help='folder of the runs and for the figures (default: results)')
     given = parser.parse_args()
     try:
-        folders = [REFERENCE] if given.verdicts else [given.results_dir, REFERENCE]
+        folders = [given.results_dir, REFERENCE]
         runs = load(given.runs or filter(Path.is_dir, folders), given.results_dir)
         if not runs:
             raise Refused(f'there is no run in {" or ".join(map(str, given.runs or folders))} yet')
@@ -255,8 +255,9 @@ def diff(runs, markdown=False):
                                  n=1, lineterm='')
     lines = ['@@' if line.startswith('@@') else line for line in lines]     # without docstrings, its numbers mislead
     if not lines:
-        return 'The two scripts are the same' + (
-            '.' if runs[0].record.get('common') == runs[1].record.get('common') else ', but common/ was another.')
+        one, other = (run.record['common'] for run in runs)
+        others = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+        return f'The two scripts are the same{", but not " if others else ""}{", ".join(others)}.'
     return '\n'.join(['```diff', *lines, '```'] if markdown else lines)
 
 

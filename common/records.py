@@ -134,8 +134,8 @@ def replacing(path):
 
 
 # What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.
-RECORD = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'start': str, 'status': str,
-          'epochs': [{'seconds': (int, float)}], 'resumed': [{'precision': str}]}
+RECORD = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'common': dict, 'start': str,
+          'status': str, 'epochs': [{'seconds': (int, float)}], 'resumed': [{'precision': str}]}
 DIVERGENCE = {'epoch': int, 'iteration': int, 'loss': str, 'cause': str}
 
 
@@ -172,7 +172,8 @@ def read_rows(path, count=None):
         try:
             loss, accuracy = map(float, line.split(b','))
         except ValueError:
-            raise Refused(f'{path} is damaged: line {number} is not `loss,accuracy`') from None
+            raise Refused(f"{path} is damaged, or no run's: line {number} is not two numbers, "
+                          'loss and accuracy') from None
         with np.errstate(over='ignore'):
             rows.append((np.float32(loss), np.float32(accuracy)))
     return rows

@@ -91,7 +91,8 @@ def test_a_malformed_line_is_named(content, number, tmp_path):
     (tmp_path / 'AlexNet.csv').write_text(content)
     done = command(tmp_path / 'AlexNet.csv', '--results-dir', tmp_path)
     assert done.returncode == 1 and last_line(done.stderr) == (
-        f'python -m common.compare: {tmp_path}/AlexNet.csv is damaged: line {number} is not `loss,accuracy`')
+        f"python -m common.compare: {tmp_path}/AlexNet.csv is damaged, or no run's: line {number} is not two numbers, "
+        'loss and accuracy')
 
 
 def test_losses_are_brought_to_1000_images(make):
@@ -174,8 +175,9 @@ def test_diff(make):
 def test_diff_of_the_same_script(make, tmp_path):
     before, after = load(make('before', 2, LEARNT), make('after', 2, LEARNT, seed=1))
     assert compare.diff([before, after]) == 'The two scripts are the same.'
-    after.record['common'] = {'ops.py': 'b'}
-    assert compare.diff([before, after]) == 'The two scripts are the same, but common/ was another.'
+    before.record['common'] = {'common/ops.py': 'a', 'common/run.py': 'a', 'common/images.py': 'a'}
+    after.record['common'] = {'common/ops.py': 'b', 'common/images.py': 'a'}
+    assert compare.diff([before, after]) == 'The two scripts are the same, but not common/ops.py, common/run.py.'
     (tmp_path / 'bare.csv').write_text('1,0.5\n')
     assert compare.diff([before, *load(tmp_path / 'bare.csv')]) is None
 
@@ -304,7 +306,8 @@ def test_what_else_is_in_a_folder_is_left_out(make, tmp_path, capsys):
     assert run.name == 'run'
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3 and all(line.startswith('left out: ') for line in told)
-    assert f'left out: {tmp_path}/notes.csv is damaged: line 1 is not `loss,accuracy`' in told
+    assert (f"left out: {tmp_path}/notes.csv is damaged, or no run's: line 1 is not two numbers, loss and accuracy"
+            in told)
     with pytest.raises(records.Refused, match='notes.csv is damaged'):
         compare.load([tmp_path / 'notes.csv'], tmp_path)
 
@@ -484,8 +487,8 @@ def test_verdicts_as_text(seeds):
     assert first[0].endswith('Verdict: not yet shown.') and first[3] == 'Runs: none counts yet.'
 
 
-def test_verdicts_from_the_command_line():
-    done = command('--verdicts')
+def test_verdicts_from_the_command_line(tmp_path):
+    done = command('--verdicts', '--results-dir', tmp_path)
     recorded = compare.load([compare.REFERENCE], ROOT / 'results')
     assert done.returncode == 0 and done.stdout == verdicts.table(verdicts.judge(recorded)) + '\n'
     assert done.stdout.count('Verdict: ') == 6

@@ -67,7 +67,8 @@ def test_what_the_article_saw():
         2: f'{plateau[2]} epochs at 2300, then it learns: {runs[2][44][1]} at epoch 44; `nan` from epoch {diverged}',
         3: f'the same plateau, of {plateau[3]} epochs, then {last[3]}, and no `nan` in 50 epochs',
         4: f'{first[4]} after one epoch, {last[4]} after 50',
-        5: f'a plateau of {plateau[5]} epochs, then {last[5]}, and no `nan`',
+        5: f'a plateau of {plateau[5]} epochs ([its numbers are misprinted]'
+           f'(#where-this-differs-from-the-articles-code-and-why)), then {last[5]}, and no `nan`',
         6: f'{first[6]} after one epoch, {last[6]} after 50',
         7: '"the model still cannot converge"'}
     assert all('nan' not in dict(runs[n].values()) for n in (3, 5))
@@ -81,7 +82,8 @@ def test_what_is_recorded():
     assert max(len(run.rows) for run in runs) < verdicts.EPOCHS
     options = runs[0].options
     for told in [f'on all {options["train_images"]:,} images, with `--precision {options["precision"]} --log-every '
-                 f'{options["log_every"]}`, seed 0 unless the name says another, and seed 1 for experiment 3',
+                 f'{options["log_every"]}` ([options](#a-run)), seed 0 unless the name says another, and seed 1 for '
+                 'experiment 3',
                  f'Experiment 5 is recorded for {NUMBERS[len(fifth.rows)]} epochs only, and no run is as long as',
                  f'an epoch being {compare.ARTICLE_BATCHES} iterations in both',
                  f'ask for {NUMBERS[verdicts.SEEDS]} seeds']:
@@ -167,7 +169,7 @@ def test_what_the_loss_hid():
             f'`nan` and 0.085 in {"both" if len(first.rows) == 2 else "all"} epochs',
             f'up to {first.record["divergence"]["largest_logit_gap"]:.4g} apart',
             f'of all {overflow["images_with_non_finite_logits"]} images are not finite, with '
-            f'{NUMBERS[len(overflows)]} seeds. Only',
+            f'{NUMBERS[len(overflows)]} seeds. Against',
             f'it has {listed(starts)} with {NUMBERS[seeds]} seeds (the article: {article[4][1][1]})',
             f'{fourth.accuracies[1]!s} after the second ({article[4][2][1]}), then {min(fourth.accuracies[2:])!s} to '
             f'{max(fourth.accuracies[2:])!s} up to the eighth (the author\'s records: {min(later)} to {max(later)})',
