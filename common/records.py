@@ -222,10 +222,13 @@ def _hardware(tf):
     gpus = tf.config.list_physical_devices('GPU')
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'a GPU')
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        name = next(line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                    if line.startswith('model name'))
+    cpu = {}
+    with contextlib.suppress(OSError):
+        pairs = (line.split(':', 1) for line in Path('/proc/cpuinfo').read_text().splitlines() if ':' in line)
+        cpu = {key.strip(): value.strip() for key, value in pairs}
+    name = cpu.get('model name') or platform.processor() or platform.machine()
+    if 'cpu family' in cpu:     # in a virtual machine, the name may not tell CPUs apart of which one is twice as fast
+        name += f' (family {cpu["cpu family"]}, model {cpu["model"]})'
     return f'{name}, {os.cpu_count()} CPUs'
 
 

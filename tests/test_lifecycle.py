@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -588,6 +589,10 @@ def test_the_record(narrow, run, tmp_path):
     assert found['argv'][:4] == ['--data-dir', 'MNIST_data', '--results-dir', 'results']
     assert found['argv'][-1] == '--checkpoint-dir=checkpoints'
     assert found['versions'].keys() == {'python', 'tensorflow', 'numpy', 'opencv', 'matplotlib'}
+    cpu = dict(re.findall(r'^(model name|cpu family|model)\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE))
+    if 'cpu family' in cpu and '(no GPU found)' in stderr:
+        assert found['hardware'] == (f'{cpu["model name"]} (family {cpu["cpu family"]}, model {cpu["model"]}), '
+                                     f'{os.cpu_count()} CPUs')
     assert found['hardware'] and found['precision'] == 'float32' and found['status'] == 'complete'
     assert found['start'] <= found['end'] and found['divergence'] is None
     for epoch in found['epochs']:
