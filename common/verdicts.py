@@ -125,17 +125,21 @@ def judge(recorded):
 
 
 def table(verdicts, markdown=False):
-    """The verdicts as text: which runs count; then conclusion and outcome, claim, rule, and the runs it rests on."""
+    """The verdicts as text: a table of conclusions and outcomes; which runs count; then for each conclusion its claim,
+    rule, and the runs it rests on, in Markdown folded away."""
     strong, end = ('**', '  ') if markdown else ('', '')
     first = {}
-    paragraphs = [COUNTS]
-    for number, (claim, outcome, runs) in enumerate(verdicts, 1):
+    parts = [COUNTS]
+    for number, (claim, _, runs) in enumerate(verdicts, 1):
         said = first.setdefault(claim.rule, number)
-        paragraphs.append(f'{end}\n'.join([
-            f'{strong}{claim.conclusion} Verdict: {outcome}.{strong}', f'Claim: {claim.claim}',
+        parts.append(f'{end}\n'.join([
+            f'{strong}{claim.conclusion}{strong}', f'Claim: {claim.claim}',
             f'Rule: {claim.rule if said == number else f"that of {said}"}.',
             f'Runs: {"; ".join(map(_shown, runs)) or "none counts yet"}.']))
-    return '\n\n'.join(paragraphs)
+    if markdown:
+        parts = ['<details><summary>What is claimed, the rules, and the runs</summary>', *parts, '</details>']
+    outcomes = [[claim.conclusion, outcome] for claim, outcome, _ in verdicts]
+    return '\n\n'.join([compare.grid(["the article's conclusion", 'verdict'], outcomes, markdown), *parts])
 
 
 def _over(run):

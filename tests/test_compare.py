@@ -478,20 +478,22 @@ def test_verdicts_count_the_articles_experiments_only(change, seeds, make):
 def test_verdicts_as_text(seeds):
     recorded = [*seeds(4, at(1, 1), at(1, 2), at(2, 2)), *seeds(2, at(0, 2), at(12, 14), at(3, 3))]
     text = verdicts.table(verdicts.judge(recorded))
-    counts, first, _, third, *_ = (paragraph.splitlines() for paragraph in text.split('\n\n'))
-    assert counts == [verdicts.COUNTS]
-    assert third[0].startswith('3. When unsure') and third[0].endswith('tf.get_variable. Verdict: holds.')
+    outcomes, counts, first, _, third, *_ = (paragraph.splitlines() for paragraph in text.split('\n\n'))
+    assert [cells('\n'.join(outcomes), k) for k in (0, 1, 3)] == [
+        ["the article's conclusion", 'verdict'], [first[0], 'not yet shown'], [third[0], 'holds']]
+    assert len(outcomes) == 7 and counts == [verdicts.COUNTS]
+    assert third[0] == '3. When unsure how to initialize, leave it to tf.get_variable.'
     assert third[2] == 'Rule: that of 1.'
     assert third[3].startswith('Runs: 4-manual-0 (seed 0): over 0.9 in epoch 1 of 1; ')
     assert '2-manual-0 (seed 0): not over 0.9 in 2 epochs; ' in third[3]
-    assert first[0].endswith('Verdict: not yet shown.') and first[3] == 'Runs: none counts yet.'
+    assert first[3] == 'Runs: none counts yet.'
 
 
 def test_verdicts_from_the_command_line(tmp_path):
     done = command('--verdicts', '--results-dir', tmp_path)
     recorded = compare.load([compare.REFERENCE], ROOT / 'results')
     assert done.returncode == 0 and done.stdout == verdicts.table(verdicts.judge(recorded)) + '\n'
-    assert done.stdout.count('Verdict: ') == 6
+    assert done.stdout.count('\nClaim: ') == 6
 
 
 def test_verdicts_on_nothing(tmp_path):
@@ -502,5 +504,5 @@ def test_verdicts_on_nothing(tmp_path):
 def test_verdicts_on_runs_of_ones_own(make):
     runs = [make(f'{n}-{seed}', n, rows, seed=seed) for n, rows in ((4, LEARNT), (2, PLATEAU)) for seed in range(3)]
     done = command('--verdicts', *runs)
-    assert done.returncode == 0 and done.stdout.count('Verdict: holds.') == 1
-    assert 'tf.get_variable. Verdict: holds.' in done.stdout and 'Runs: 4-0 (seed 0): over 0.9' in done.stdout
+    assert done.returncode == 0 and len(re.findall(' holds$', done.stdout, re.MULTILINE)) == 1
+    assert re.search('tf.get_variable. +holds\n', done.stdout) and 'Runs: 4-0 (seed 0): over 0.9' in done.stdout
