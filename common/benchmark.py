@@ -64,6 +64,7 @@ def main():
     try:
         mnist.read_data_sets(given.data_dir)
         measured = measure(given)
+        print(table(measured), flush=True)
         if given.json:
             given.json.write_text(json.dumps(measured, indent=1) + '\n')
     except (mnist.Unavailable, ImportError, OSError, Failed) as error:
@@ -71,7 +72,6 @@ def main():
     except KeyboardInterrupt:
         print(f'{parser.prog}: interrupted', file=sys.stderr)
         sys.exit(130)
-    print(table(measured))
 
 
 class Failed(Exception):

@@ -46,8 +46,7 @@ def parser(script, defaults):
     add_recorded('--log-every', 'measure and print the training accuracy every N-th iteration',
                  type=between(1, 1_000_000), metavar='N')
     add('--name', type=_name, default=re.sub(r'[^\w.+=-]', '-', script.stem),
-        help=f"the run's name; NAME-2, -3, ... where it is taken "
-        f'(default: {script.stem})')
+        help="the run's name; NAME-2, -3, ... where it is taken (default: %(default)s)")
     add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
         help="go on with that run, or with this script's newest unfinished one")
     add('--probe', action='store_true', help='look at how one batch gets through the network before any training, '
@@ -97,8 +96,8 @@ def _name(text):
         raise argparse.ArgumentTypeError(f'{text[:20]!r}... is too long for a name')
     if not re.fullmatch(r'\w[\w.+=-]*', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name: letters, digits and . _ - + = make one')
-    if text == 'reference':
-        raise argparse.ArgumentTypeError("'reference' is taken by the recorded runs")
+    if re.fullmatch('reference|compare-accuracy|compare-loss|.*-probe', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is taken by other files here')
     return text
 
 

@@ -60,9 +60,11 @@ def main():
             from common import verdicts
             print(verdicts.table(verdicts.judge(runs), given.markdown), flush=True)
             return
-        paths = draw(runs, given.results_dir)
         parts = [table(runs, given.markdown), *article_tables(runs, given.markdown), diff(runs, given.markdown)]
-        print('\n\n'.join(filter(None, parts)), flush=True)
+        try:
+            paths = draw(runs, given.results_dir)
+        finally:
+            print('\n\n'.join(filter(None, parts)), flush=True)
         print(f'{parser.prog}: {", ".join(str(command_line.shown(path)) for path in paths)}', file=sys.stderr)
     except BrokenPipeError:         # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

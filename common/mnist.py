@@ -22,6 +22,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from common.terminal import LiveLine
+
 # Size and sha256 of each raw IDX file: the same, whichever archive it came in.
 FILES = {
     'train-images-idx3-ubyte':
@@ -289,10 +291,10 @@ def _reason(error):
 
 
 def _say(line):
-    print(f'\r\x1b[K{line}' if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    LiveLine().clear()
+    print(line, file=sys.stderr, flush=True)
 
 
 def _progress(url, received, length):
-    if sys.stderr.isatty():
-        total = f' of {int(length) / 1e6:.1f}' if length.isdecimal() else ''
-        print(f'\r\x1b[K{url}: {received / 1e6:.1f}{total} MB', end='', file=sys.stderr, flush=True)
+    total = f' of {int(length) / 1e6:.1f}' if length.isdecimal() else ''
+    LiveLine().show(f'{url.rpartition("/")[2]}: {received / 1e6:.1f}{total} MB')

@@ -116,7 +116,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
         return forward(x), lambda dy: backward(x, dy, padded(weighted(x, dy)))
 
     with tf.name_scope(name or 'LRN'):
-        return _float32(normalized(_stored(input)))
+        return tf.cast(normalized(tf.cast(input, _stored_as)), tf.float32)
 
 
 def moments(x, axes):
@@ -146,7 +146,7 @@ def moments(x, axes):
         return (mean, variance), lambda dmean, dvariance: backward(x, mean, dmean, dvariance)
 
     with tf.name_scope('moments'):
-        return mean_and_variance(_stored(x))
+        return mean_and_variance(tf.cast(x, _stored_as))
 
 
 def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
@@ -176,7 +176,8 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
                 lambda dy: backward(x, mean, variance, scale, dy))
 
     with tf.name_scope('batchnorm'):
-        return _float32(normalized(_stored(x), mean, variance, tf.identity(offset), tf.identity(scale)))
+        inputs = tf.cast(x, _stored_as), mean, variance, tf.identity(offset), tf.identity(scale)
+        return tf.cast(normalized(*inputs), tf.float32)
 
 
 def on_gpu():
@@ -186,14 +187,6 @@ def on_gpu():
 
 def _fused(function):
     return tf.function(function, jit_compile=True, autograph=False)
-
-
-def _stored(x):
-    return x if x.dtype == _stored_as else tf.cast(x, _stored_as)
-
-
-def _float32(x):
-    return x if x.dtype == tf.float32 else tf.cast(x, tf.float32)
 
 
 def _sums(x):

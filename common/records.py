@@ -9,6 +9,7 @@ import ast
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -43,20 +44,23 @@ class Files:
     def claim(cls, results_dir, checkpoint_dir, stem):
         """The files of a new run, called stem or the first of stem-2, stem-3, ... that is free in both folders.
 
-        Its CSV is created atomically, so that two runs started at once get two names. Raises
-        OSError where results_dir cannot be written.
+        Its CSV and its folder of checkpoints are created atomically, so that two runs started at once get two names.
+        Raises OSError where one cannot be.
         """
         results_dir.mkdir(parents=True, exist_ok=True)
         taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
-        if checkpoint_dir.exists():
-            taken |= {path.name for path in checkpoint_dir.iterdir()}
-        number = 1
-        while True:
+        taken |= {path.name for path in results_dir.glob('.tensorboard/*')}
+        for number in itertools.count(1):
             name = stem if number == 1 else f'{stem}-{number}'
             if name not in taken:
                 with contextlib.suppress(FileExistsError):
-                    return cls(results_dir, name, 'x+b')
-            number += 1
+                    files = cls(results_dir, name, 'x+b')
+                    try:
+                        (checkpoint_dir / name).mkdir(parents=True)
+                    except OSError:
+                        files.remove()
+                        raise
+                    return files
 
     @classmethod
     def reopen(cls, results_dir, name):
@@ -102,7 +106,7 @@ class Files:
 
     def append_log(self, line):
         """Append a line to the log."""
-        with self.log.open('a') as file:
+        with self.log.open('a', encoding='utf-8', errors='backslashreplace') as file:
             file.write(line + '\n')
 
     def plot(self, rows):
@@ -131,6 +135,16 @@ def replacing(path):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(folder):
+    """Wait until the disk holds what is in a folder."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.

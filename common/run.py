@@ -20,6 +20,7 @@ A script uses it like this:
 import contextlib
 import itertools
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -43,6 +44,7 @@ except KeyboardInterrupt:
 
 WARM_UP = 3     # iterations before the time left is worth telling
 PIECE = 200     # test images evaluated at once, where none depends on the others
+EVENTS = "TensorBoard's event file"
 # Memory that a run with test_at_once takes: 5.3 GiB were seen at 1000 test images, 10.1 at 3000.
 BASE_GIB, TEST_IMAGE_GIB = 2.9, 0.0024
 
@@ -85,6 +87,7 @@ class Run:
         try:
             # A probe leaves no run behind.
             self._scratch = tempfile.TemporaryDirectory() if given.probe else None
+            self._check_checkpoint_dir()
             if given.resume is None:
                 self._begin(parser, script, defaults)
             else:
@@ -115,7 +118,11 @@ class Run:
             'seed': options['seed'], 'options': options, 'precision': self._precision, **records.environment(tf),
             'start': _now(), 'end': None, 'status': 'running', 'divergence': None, 'epochs': [], 'resumed': [],
         }
-        self._files.write_record(self.record)
+        try:
+            self._files.write_record(self.record)
+        except OSError:
+            self._discard()
+            raise
 
     def _reopen(self, parser, script, defaults):
         """A run to go on with: refuse it, or take its options, and find its checkpoint."""
@@ -139,7 +146,10 @@ class Run:
         if done == options['epochs'] and self.record['status'] == 'complete':
             raise Refused(f'{name} is complete; a larger --epochs than {done} extends it')
         # The checkpoint is written after the record, so that a kill may leave the first one out.
-        self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
+        try:
+            self._checkpoint = tf.train.latest_checkpoint(str(self._folder))
+        except ValueError as error:
+            raise Refused(f'the checkpoint of {name} in {self._folder} is damaged: {error}') from None
         self.first_epoch = int(self._checkpoint.rpartition('-')[2]) if self._checkpoint else 0
         if done and self._checkpoint is None and (
                 done > 1 or self.record['status'] in ('complete', 'interrupted') or not self._folder.exists()):
@@ -157,7 +167,7 @@ class Run:
     def _newest_unfinished(self, script):
         found = []
         for path in self._given.results_dir.glob('*.json'):
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(Refused, OSError):
                 record = records.read_record(path)
                 if record['script'] == script.name and record['status'] != 'complete':
                     records.Files.reopen(self._given.results_dir, path.stem)    # refuses one that is still going
@@ -181,6 +191,11 @@ class Run:
         self._test_images = image_shape_scale(test.images[:tested])
         self._test_labels = test.labels[:tested]
         self._signals.start()       # before there is a file that an interruption could leave behind
+
+    def _check_checkpoint_dir(self):
+        if not self._scratch and re.search(r'[*?\[\\\udc80-\udcff]', str(self._checkpoint_dir)):
+            raise Refused(f'TensorFlow can keep no checkpoints below {self._checkpoint_dir}: it takes * ? [ \\ for '
+                          'wildcards, and only UTF-8 for a path. Give another --checkpoint-dir')
 
     def _check_memory(self, count):
         """Refuse so many test images at once where they do not fit into memory."""
@@ -236,7 +251,8 @@ class Run:
         finally:
             self._signals.stop()
         if handled and self._given.show and self._rows:
-            records.show(self.name, self._rows)
+            with contextlib.suppress(KeyboardInterrupt):
+                records.show(self.name, self._rows)
         return handled
 
     def _finish(self, kind, error):
@@ -258,10 +274,7 @@ class Run:
             elif self._rows or self.record['divergence'] or self._given.resume is not None:
                 self._end('failed', f'{kind.__name__}: {error}')
             else:
-                self._files.remove()
-                for folder in self._folder, self._given.results_dir / '.checkpoints':
-                    with contextlib.suppress(OSError):      # not where something is in it
-                        folder.rmdir()
+                self._discard()
                 kept = 'nothing is kept'
         except OSError as problem:              # on a full disk, even the record is too much
             error = problem if error is None else error
@@ -273,6 +286,12 @@ class Run:
         if isinstance(error, OSError):
             remedy = f'. Mend that, then go on with: {self._resume_command()}' if self._rows else ''
             self._exit(1, f'{error}; {kept}{remedy}')
+
+    def _discard(self):
+        self._files.remove()
+        for folder in self._folder, self._given.results_dir / '.checkpoints':
+            with contextlib.suppress(OSError):      # not where something is in it
+                folder.rmdir()
 
     def _end(self, status, error=None):
         self.record |= {'status': status, 'end': _now()} | ({'error': error} if error else {})
@@ -303,9 +322,11 @@ class Run:
         self._learning_rate = _learning_rate(tf.get_default_graph())
         with tf.Session(config=config) as self._sess, contextlib.ExitStack() as stack:
             self._writer = None
-            if self._given.tensorboard:
+            if self._given.tensorboard and not self._given.probe:
                 folder = self._given.results_dir / '.tensorboard' / self.name
-                self._writer = stack.enter_context(contextlib.closing(tf.summary.FileWriter(str(folder))))
+                with _writing(EVENTS):
+                    self._writer = tf.summary.FileWriter(str(folder))
+                stack.callback(_writing(EVENTS)(self._writer.close))
             yield self._sess
 
     def epochs(self):
@@ -352,7 +373,8 @@ class Run:
             begins = f'{self.name} goes on with epoch {self.first_epoch + 1} of {options["epochs"]}, each'
         if self._writer:    # what an earlier start wrote from here on is void
             start = tf.SessionLog(status=tf.SessionLog.START)
-            self._writer.add_session_log(start, self.first_epoch * self._total_batch)
+            with _writing(EVENTS):
+                self._writer.add_session_log(start, self.first_epoch * self._total_batch)
         what = f'a look at one batch of {_count(options["batch_size"], "image")}' if self._given.probe else (
             f'{begins} of {_count(self._total_batch, "iteration")}, {options["batch_size"]} images each, '
             f'then {_count(len(self._test_images), "test image")}')
@@ -490,21 +512,36 @@ class Run:
     def _save(self, epoch):
         """Write the epoch's checkpoint; then, and only then, remove the one before."""
         try:
-            self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False)
-        except tf.errors.OpError as error:
-            raise OSError(f'the checkpoint of epoch {epoch} cannot be written: {_reason(error)}') from None
-        finally:
-            latest = Path(tf.train.latest_checkpoint(str(self._folder)) or '-').name
-            for path in self._folder.iterdir():
-                if path.name.startswith('epoch-') and path.stem != latest:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with _writing(f'the checkpoint of epoch {epoch}'):
+                self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False)
+        except BaseException:
+            self._keep(epoch - 1)
+            raise
+        records.sync(self._folder)
+        self._keep(epoch)
+
+    def _keep(self, epoch):
+        """Remove all checkpoints but one."""
+        for path in self._folder.iterdir():
+            if path.name.startswith('epoch-') and path.stem != f'epoch-{epoch}':
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _scalars(self, **values):
         if self._writer:
             i, iteration = self._position
             summary = tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=float(value))
                                         for tag, value in values.items()])
-            self._writer.add_summary(summary, i * self._total_batch + iteration)
+            with _writing(EVENTS):
+                self._writer.add_summary(summary, i * self._total_batch + iteration)
+
+
+@contextlib.contextmanager
+def _writing(what):
+    """Inside, an error of TensorFlow's is that what cannot be written: an OSError."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(f'{what} cannot be written: {_reason(error)}') from None
 
 
 def _reason(error):

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ['CUDA_VISIBLE_DEVICES'] = '-1'       # what is expected here is what a CPU does
 
 from common import mnist  # noqa: E402
 

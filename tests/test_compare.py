@@ -357,6 +357,16 @@ def test_command(make, tmp_path):
     assert 'compare-loss.svg' in done.stderr and (tmp_path / 'compare-accuracy.png').stat().st_size > 10_000
 
 
+def test_figures_that_cannot_be_written(make, tmp_path):
+    """The tables are there all the same."""
+    make('run', 4, LEARNT)
+    (tmp_path / 'compare-loss.svg').mkdir()
+    done = command('run', '--results-dir', tmp_path)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert last_line(done.stderr).startswith('python -m common.compare: [Errno 21] Is a directory')
+    assert done.stdout.startswith(compare.table(load(tmp_path / 'run.csv')))
+
+
 @pytest.mark.parametrize('name, message', [('nosuch', 'there is no run nosuch in '),
                                            ('nosuch.csv', "No such file or directory: "),
                                            ('broken', 'broken.json is missing or damaged (')])

@@ -337,6 +337,10 @@ def test_a_damaged_checkpoint_is_refused(file, how, interrupted, run, tmp_path):
 @pytest.mark.parametrize('damage, message', [
     (lambda r: (r / '.checkpoints/alexnet4/checkpoint').unlink(),
      r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
+    (lambda r: change(r / '.checkpoints/alexnet4/checkpoint', lambda b: b''),
+     r'the checkpoint of alexnet4 in \S*/alexnet4 is damaged: .+'),
+    (lambda r: change(r / '.checkpoints/alexnet4/checkpoint', lambda b: b'\xff' + b),
+     r'the checkpoint of alexnet4 in \S*/alexnet4 is damaged: .+'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
      r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
@@ -413,7 +417,7 @@ def test_a_forgotten_checkpoint_dir_costs_no_epoch(narrow, refuse, run, tmp_path
 def test_a_checkpoint_dir_that_cannot_be_is_told_before_training(narrow, run, tmp_path):
     status, stdout, stderr = run(narrow('alexnet4'), *SMALL, '--checkpoint-dir', '/proc/checkpoints')
     assert (status, stdout) == (1, '') and last_line(stderr) == (
-        "alexnet4.py: [Errno 2] No such file or directory: '/proc/checkpoints'; nothing is kept")
+        "alexnet4.py: [Errno 2] No such file or directory: '/proc/checkpoints'")
     assert not list((tmp_path / 'results').iterdir())
 
 
@@ -477,6 +481,17 @@ def test_two_started_at_once_take_two_names_and_leave_two_records(narrow, start,
         assert is_whole(tmp_path / 'results', name, 1)['status'] == 'complete'
 
 
+def test_two_started_at_once_with_one_folder_of_checkpoints(narrow, start, tmp_path):
+    script = narrow('alexnet4')
+    processes = [start(script, '--epochs', 1, *SMALL, '--results-dir', folder, '--checkpoint-dir', 'home')
+                 for folder in ('one', 'two')]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(path.name for path in tmp_path.glob('*/*.csv')) == ['alexnet4-2.csv', 'alexnet4.csv']
+    assert sorted(os.listdir(tmp_path / 'home')) == ['alexnet4', 'alexnet4-2']
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB on tmp_path/results, where one may be mounted."""
@@ -506,14 +521,25 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
     assert 'error' not in is_whole(small_disk, 'alexnet4', 3)
 
 
+def fill(disk):
+    with contextlib.suppress(OSError), (disk / 'filler').open('ab', buffering=0) as filler:
+        while filler.write(b'x' * 4096):
+            pass
+
+
+def test_a_disk_that_is_full_at_the_start(small_disk, refuse, tmp_path):
+    fill(small_disk)
+    status, stdout, stderr = refuse('alexnet4')
+    assert (status, stdout) == (1, '') and 'Traceback' not in stderr
+    assert 'alexnet4.py: [Errno 28] No space left on device' in last_line(stderr)
+    assert [path.name for path in small_disk.iterdir()] == ['filler']
+
+
 def test_a_row_that_does_not_fit_leaves_the_csv_as_it_was(small_disk):
     files = records.Files.claim(small_disk, small_disk, 'run')
     files.append_row(np.float32(1.5), np.float32(0.25))
     files.write_record({'status': 'running'})
-    files.csv.with_name('filler').write_bytes(b'')
-    with contextlib.suppress(OSError), files.csv.with_name('filler').open('ab', buffering=0) as filler:
-        while filler.write(b'x' * 4096):
-            pass
+    fill(small_disk)
     with contextlib.suppress(OSError):
         for _ in range(2000):               # the CSV's own page still has room
             files.append_row(np.float32(2), np.float32(0.5))
@@ -653,6 +679,36 @@ def test_tensorboard_scalars(narrow, run, tmp_path):
     tests = [(np.float32(line.split()[3][:-1]), np.float32(line.split()[-1])) for line in lines if 'testing' in line]
     assert [tuple(pair) for pair in zip(scalars['test/loss'], scalars['test/accuracy'], strict=True)] == [
         ((step, loss), (step, accuracy)) for step, (loss, accuracy) in zip((3, 7), tests, strict=True)]
+
+
+def test_a_run_does_not_write_to_the_tensorboard_of_another(narrow, run, tmp_path):
+    """Nor does a probe to that of its namesake."""
+    script, folder = narrow('alexnet4'), tmp_path / 'results/.tensorboard'
+    (folder / 'alexnet4').mkdir(parents=True)       # of a run whose other files are deleted
+    assert run(script, *SMALL, '--probe', '--tensorboard')[0] == 0
+    assert run(script, '--epochs', 1, *SMALL, '--tensorboard')[0] == 0
+    assert {path.name: len(list(path.iterdir())) for path in folder.iterdir()} == {'alexnet4': 0, 'alexnet4-2': 1}
+
+
+def test_tensorboard_that_cannot_be_written(narrow, run, tmp_path):
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'results/.tensorboard').write_text('')
+    script = narrow('alexnet4')
+    status, _, stderr = run(script, *SMALL, '--tensorboard')
+    assert status == 1 and re.fullmatch("alexnet4.py: TensorBoard's event file cannot be written: .*; nothing is kept",
+                                        last_line(stderr))
+    (tmp_path / 'results/.tensorboard').unlink()
+    full = """
+from common.run import tf
+def full(*_):
+    raise tf.errors.ResourceExhaustedError(None, None, 'events; No space left on device')
+tf.summary.FileWriter.{} = full
+"""
+    for when, kept in ('add_summary', 'nothing is kept'), ('close', 'alexnet4-2 keeps 1 epoch. Mend that, .*'):
+        status, _, stderr = run(script, '--epochs', 1, *SMALL, '--tensorboard', prelude=full.format(when))
+        assert status == 1 and re.fullmatch(
+            "alexnet4.py: TensorBoard's event file cannot be written: events; No space left on device; " + kept,
+            last_line(stderr))
 
 
 # Divergence

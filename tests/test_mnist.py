@@ -347,3 +347,12 @@ def test_two_processes_on_an_empty_folder_both_succeed(server, tmp_path):
     processes = [subprocess.Popen([sys.executable, '-c', program], cwd=ROOT) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert_complete(tmp_path / 'data')
+
+
+def test_progress_stays_on_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    for columns, shown in (40, 'train-images-idx3-ubyte.gz: 5.0 of 9.9 '), (80, f'{IMAGES}.gz: 5.0 of 9.9 MB'):
+        monkeypatch.setenv('COLUMNS', str(columns))
+        mnist._progress(f'{mnist.MIRRORS[0]}{IMAGES}.gz', 5_000_000, '9912422')
+        mnist._say('done')
+        assert capsys.readouterr().err == f'\r\x1b[K{shown}\r\x1b[Kdone\n'

@@ -206,8 +206,8 @@ def test_recorded_figures(tmp_path):
         if path.suffix == '.png':
             assert f'](results/reference/{path.name})' in README
             with Image.open(REFERENCE / path.name) as published, Image.open(path) as drawn:
-                assert published.size == drawn.size
                 if published.info['Software'] == drawn.info['Software']:        # matplotlib's version
+                    assert published.size == drawn.size
                     assert ImageChops.difference(published.convert('RGB'), drawn.convert('RGB')).getbbox() is None
         else:
             assert texts(REFERENCE / path.name) == texts(path)

@@ -87,7 +87,9 @@ def test_loss_methods_from_the_command_line(run, tmp_path):
     (['--name', ''], "--name: '' is not a name"),
     (['--name', 'a/b'], "--name: 'a/b' is not a name"),
     (['--name', '../up'], "--name: '../up' is not a name"),
-    (['--name', 'reference'], "--name: 'reference' is taken by the recorded runs"),
+    (['--name', 'reference'], "--name: 'reference' is taken by other files here"),
+    (['--name', 'compare-loss'], "--name: 'compare-loss' is taken by other files here"),
+    (['--name', 'alexnet4-probe'], "--name: 'alexnet4-probe' is taken by other files here"),
     (['--name', 'x' * 201], "--name: 'xxxxxxxxxxxxxxxxxxxx'... is too long for a name"),
     (['--data-dir', ''], "--data-dir: '' is not a folder"),
     (['--results-dir', 'x' * 300], f"--results-dir: {'x' * 50}: File name too long"),
@@ -109,6 +111,24 @@ def test_no_window_can_be_opened(run, tmp_path):
     assert status == 2 and stdout == '' and 'Traceback' not in stderr
     assert last_line(stderr).startswith('alexnet4.py: error: --show: no window can be opened here')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('folder', ['[2026]', 'what?', 'a*', 'back\\slash', 'not-utf-8-\udcff'])
+@pytest.mark.parametrize('option', ['--results-dir', '--checkpoint-dir'])
+def test_a_folder_where_tensorflow_would_lose_its_checkpoints(option, folder, refuse, tmp_path):
+    for resume in [], ['--resume']:
+        status, stdout, stderr = refuse('alexnet4', option, folder, *resume)
+        assert (status, stdout) == (1, '') and re.fullmatch(
+            r'alexnet4.py: TensorFlow can keep no checkpoints below .*: it takes .* Give another --checkpoint-dir',
+            last_line(stderr))
+        assert not list(tmp_path.iterdir())
+
+
+def test_such_a_folder_for_results_alone(narrow, run, tmp_path):
+    folder = tmp_path / '[2026]\udcff'
+    status, _, stderr = run(narrow('alexnet4'), *FEW, '--results-dir', folder, '--checkpoint-dir', 'checkpoints')
+    assert status == 0, stderr
+    assert (folder / 'alexnet4.csv').exists() and 'Results: ' in (folder / 'alexnet4.log').read_text()
 
 
 def test_data_that_cannot_be_had(tmp_path):
@@ -199,9 +219,13 @@ def test_stdout_that_cannot_be_written(narrow, run, tmp_path):
 
 def test_closed_streams_and_a_script_with_a_space_in_its_name(narrow, start, tmp_path):
     script = narrow('alexnet4').rename(tmp_path / 'alexnet4 he.py')
-    process = start(script, *FEW, stdout=None, stderr=None, preexec_fn=lambda: (os.close(1), os.close(2)))
+    process = start(script, *FEW, stdout=None, stderr=None, preexec_fn=lambda: os.closerange(0, 3))
     assert process.wait(timeout=120) == 0
     assert len((tmp_path / 'results/alexnet4-he.csv').read_text().split()) == 2
+    process = start(script, '--resume', 'alexnet4-he', '--epochs', 3, stdout=None, stderr=None,
+                    preexec_fn=lambda: os.closerange(0, 3))
+    assert process.wait(timeout=120) == 0
+    assert len((tmp_path / 'results/alexnet4-he.csv').read_text().split()) == 3
 
 
 def test_plot_shows_every_epoch_and_tells_nan(tmp_path):
