@@ -166,9 +166,11 @@ class Recorded:
         if not self.record:
             return f'nan from epoch {self.diverged}' if self.diverged else ''
         found = self.record['divergence']
-        return self.record['status'] + (
-            f', {found["loss"]} at epoch {found["epoch"]}, iteration {found["iteration"]} ({found["cause"]})'
-            if found else '')
+        resumed = [f'resumed after epoch {again["first_epoch"] - 1}' for again in self.record['resumed']
+                   if again['first_epoch'] > 1]
+        return ', '.join([self.record['status'], *resumed, *(
+            [f'{found["loss"]} at epoch {found["epoch"]}, iteration {found["iteration"]} ({found["cause"]})']
+            if found else [])])
 
     @property
     def seconds(self):

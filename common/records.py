@@ -149,7 +149,7 @@ def sync(folder):
 
 # What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.
 RECORD = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'common': dict, 'start': str,
-          'status': str, 'epochs': [{'seconds': (int, float)}], 'resumed': [{'precision': str}]}
+          'status': str, 'epochs': [{'seconds': (int, float)}], 'resumed': [{'first_epoch': int, 'precision': str}]}
 DIVERGENCE = {'epoch': int, 'iteration': int, 'loss': str, 'cause': str}
 
 

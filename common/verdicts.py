@@ -105,9 +105,9 @@ CLAIMS = [
     Claim('5. Batch normalization is very effective.',
           'With it (experiment 6) the first epoch over 0.9 comes earlier than without (experiment 2).',
           EARLIER, _earlier((6, 'manual'), (2, 'manual'))),
-    Claim('On experiment 7: even with batch normalization, an unsuitable initialization keeps it from converging.',
-          'Experiment 7 does not even get over 0.9, neither with the loss formula of the article nor with --loss '
-          'stable. Whether its loss settles is not judged.',
+    Claim('On experiment 7: even with batch normalization, an unsuitable initialization keeps it from learning.',
+          'Experiment 7 does not get over 0.9, neither with the loss formula of the article nor with --loss stable. '
+          'Whether its loss settles is not judged.',
           f'at least {SEEDS} seeds of each. Holds if none is over 0.9 when its training loss is first not finite, or '
           f'after {SEVENTH_EPOCHS} epochs. Does not hold if one is, however few there are', _seventh),
 ]
@@ -124,22 +124,25 @@ def judge(recorded):
     return [(claim, *claim.judge(runs)) for claim in CLAIMS]
 
 
+def outcomes(verdicts, markdown=False):
+    """A line for each conclusion: its words and the verdict."""
+    return compare.grid(["the article's conclusion", 'verdict'],
+                        [[claim.conclusion, outcome] for claim, outcome, _ in verdicts], markdown)
+
+
 def table(verdicts, markdown=False):
-    """The verdicts as text: a table of conclusions and outcomes; which runs count; then for each conclusion its claim,
-    rule, and the runs it rests on, in Markdown folded away."""
+    """The verdicts as text: the outcomes; which runs count; then for each conclusion its claim, rule, and the runs it
+    rests on."""
     strong, end = ('**', '  ') if markdown else ('', '')
     first = {}
-    parts = [COUNTS]
+    parts = [outcomes(verdicts, markdown), COUNTS]
     for number, (claim, _, runs) in enumerate(verdicts, 1):
         said = first.setdefault(claim.rule, number)
         parts.append(f'{end}\n'.join([
             f'{strong}{claim.conclusion}{strong}', f'Claim: {claim.claim}',
             f'Rule: {claim.rule if said == number else f"that of {said}"}.',
             f'Runs: {"; ".join(map(_shown, runs)) or "none counts yet"}.']))
-    if markdown:
-        parts = ['<details><summary>What is claimed, the rules, and the runs</summary>', *parts, '</details>']
-    outcomes = [[claim.conclusion, outcome] for claim, outcome, _ in verdicts]
-    return '\n\n'.join([compare.grid(["the article's conclusion", 'verdict'], outcomes, markdown), *parts])
+    return '\n\n'.join(parts)
 
 
 def _over(run):

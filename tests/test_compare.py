@@ -334,8 +334,9 @@ def test_what_counts_as_over_and_as_seconds(make):
     run, = load(make('run', 2, [(1, 0.9), (1, 0.91)]))
     assert run.over == 2 and run.seconds == 10.5
     run.record['epochs'] = [{'seconds': s} for s in (1, 2, 30)]
-    run.record['resumed'] = [{'precision': 'bfloat16'}, {'precision': 'float32'}]
+    run.record['resumed'] = [{'first_epoch': 1, 'precision': 'bfloat16'}, {'first_epoch': 3, 'precision': 'float32'}]
     assert run.seconds == 2 and run.precision == 'float32/bfloat16'
+    assert run.status == 'complete, resumed after epoch 2', 'begun again before an epoch was done, it is the same run'
 
 
 def test_head(make, tmp_path):
