@@ -241,7 +241,7 @@ def _hardware(tf):
         pairs = (line.split(':', 1) for line in Path('/proc/cpuinfo').read_text().splitlines() if ':' in line)
         cpu = {key.strip(): value.strip() for key, value in pairs}
     name = cpu.get('model name') or platform.processor() or platform.machine()
-    if 'cpu family' in cpu:     # in a virtual machine, the name may not tell CPUs apart of which one is twice as fast
+    if 'cpu family' in cpu:     # virtual machines give one name to CPUs that differ by a factor of two in speed
         name += f' (family {cpu["cpu family"]}, model {cpu["model"]})'
     return f'{name}, {os.cpu_count()} CPUs'
 

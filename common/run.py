@@ -288,6 +288,7 @@ class Run:
             self._exit(1, f'{error}; {kept}{remedy}')
 
     def _discard(self):
+        """Remove all that the run has left so far."""
         self._files.remove()
         for folder in self._folder, self._given.results_dir / '.checkpoints':
             with contextlib.suppress(OSError):      # not where something is in it

@@ -17,7 +17,8 @@ from common import benchmark, command_line, compare, records, verdicts
 README = (ROOT / 'README.md').read_text()
 REFERENCE = ROOT / 'results/reference'
 RECORDS = (REFERENCE / 'README.md').read_text()
-NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten']
+NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',
+           'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen']
 
 
 def recorded():
@@ -256,6 +257,20 @@ def test_speed(experiment):
         *_, article, float32, bfloat16, _, _, sparse, sparse_bfloat16 = map(str.split, table.splitlines())
         row = [experiment, article[4], float32[9], bfloat16[9], sparse[1], sparse_bfloat16[1]]
         assert f'| {" | ".join(map(str, row))} |\n' in README
+
+
+def seconds_of_an_epoch(experiment):
+    """By the benchmark, in bfloat16 with --log-every 10."""
+    samples = json.loads((REFERENCE / f'benchmark-{experiment}.json').read_text())['ways']['bfloat16']['samples']
+    return compare.ARTICLE_BATCHES * np.median(
+        [sample['waiting'] + sample['step'] + sample['accuracy'] / 10 for sample in samples])
+
+
+def test_speed_of_another_machine():
+    fifth, = (run for run in recorded() if run.origin[0] == 5)
+    told = (f'an epoch of experiment 5 took {fifth.seconds:.0f} s on another whose CPU goes by the same name, where '
+            f'these figures make it {seconds_of_an_epoch(5):.0f}.')
+    assert told in ' '.join(README.split())
 
 
 def mean_differences(experiment):
