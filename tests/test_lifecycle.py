@@ -124,6 +124,32 @@ def test_kill_9_in_every_window(narrow, start, run, tmp_path):
     assert rows[:before.checkpoint] == before.rows.splitlines()[:before.checkpoint]
 
 
+def test_the_new_checkpoint_is_on_the_disk_before_the_old_one_goes(narrow, run, tmp_path):
+    """As seen from outside: what is synced and what is removed, in order. A power cut itself cannot be tried here."""
+    prelude = """
+import os
+from pathlib import Path
+fsync, unlink = os.fsync, Path.unlink
+def watched_fsync(descriptor):
+    print('synced', Path(os.readlink(f'/proc/self/fd/{descriptor}')).name)
+    return fsync(descriptor)
+def watched_unlink(path, **arguments):
+    print('removed', path.name)
+    return unlink(path, **arguments)
+os.fsync, Path.unlink = watched_fsync, watched_unlink
+"""
+    status, stdout, stderr = run(narrow('alexnet4'), '--epochs', 2, *SMALL, prelude=prelude)
+    assert status == 0, stderr
+    lines = stdout.splitlines()
+    second = lines[[line.startswith('step 1, loss') for line in lines].index(True):]
+    removed = [number for number, line in enumerate(second) if line.startswith('removed epoch-1.')]
+    assert len(removed) == 2
+    assert second.index('synced alexnet4.csv') < second.index('synced .alexnet4.json.tmp')
+    synced = second[second.index('synced .alexnet4.json.tmp') + 1:removed[0]]
+    assert {'checkpoint', 'epoch-2.data-00000-of-00001', 'epoch-2.index', 'alexnet4'} <= {
+        line.removeprefix('synced ') for line in synced}
+
+
 # Interruptions
 
 @pytest.mark.parametrize('number, status, until, done', [
@@ -389,6 +415,16 @@ def test_refusals_that_need_no_damage(interrupted, refuse, run, tmp_path):
     assert is_whole(tmp_path / 'results', 'alexnet4', 4)
     status, _, stderr = refuse(interrupted, '--resume')
     assert status == 1 and last_line(stderr) == none
+
+
+def test_what_cannot_be_read_does_not_hide_a_run_that_can(interrupted, run, tmp_path):
+    results = tmp_path / 'results'
+    (results / 'a-folder.json').mkdir()
+    (results / 'cut.json').write_text('{')
+    (results / 'newer.json').write_text((results / 'alexnet4.json').read_text().replace('"start": "2', '"start": "3'))
+    (results / 'newer.csv').mkdir()
+    status, _, stderr = run(interrupted, '--resume')
+    assert status == 0 and 'alexnet4 goes on with epoch 3' in stderr, stderr
 
 
 def test_a_complete_epoch_without_its_checkpoint_is_not_trained_again(narrow, refuse, run, tmp_path):

@@ -113,6 +113,28 @@ def test_no_window_can_be_opened(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_in_the_window_ends_a_run_that_is_done(narrow, run, tmp_path):
+    prelude = """
+import matplotlib.pyplot as plt
+from common import records
+def closed():
+    print('window of', plt.gcf().axes[0].get_title())
+    raise KeyboardInterrupt
+records.can_show, plt.show = lambda: True, closed
+"""
+    status, stdout, stderr = run(narrow('alexnet4'), *FEW, '--show', prelude=prelude)
+    assert status == 0 and stdout.endswith('window of alexnet4\n')
+    assert last_line(stderr).startswith('alexnet4.py: done; ')
+
+
+def test_help_of_a_script_with_a_percent_sign_in_its_name(refuse, tmp_path):
+    script = tmp_path / '50%s.py'
+    script.write_text((ROOT / 'alexnet4.py').read_text())
+    status, stdout, stderr = refuse(script, '--help')
+    assert (status, stderr) == (0, '') and stdout.startswith('usage: 50%s.py [-h]')
+    assert '(default: 50-s)' in stdout
+
+
 @pytest.mark.parametrize('folder', ['[2026]', 'what?', 'a*', 'back\\slash', 'not-utf-8-\udcff'])
 @pytest.mark.parametrize('option', ['--results-dir', '--checkpoint-dir'])
 def test_a_folder_where_tensorflow_would_lose_its_checkpoints(option, folder, refuse, tmp_path):
