@@ -91,9 +91,9 @@ CLAIMS = [
     Claim('2. Adjust the learning rate as training goes on.',
           'Lowering the rate at step 30 (experiment 3) prevents the late divergence that experiment 2 shows.',
           f'{SHARED}. A run counts that got over 0.9 and after that either reached epoch {EPOCHS} or had a training '
-          f'loss that was not finite, after epoch {LOWERED}, when the rate is lower. Holds if most of experiment 2 had '
-          'such a loss and none of experiment 3; does not hold if one of experiment 3 had, or no more than half of '
-          'experiment 2',
+          f'loss that was not finite, after epoch {LOWERED}, from where on experiment 3 has the lower rate. Holds if '
+          'most of experiment 2 had such a loss and none of experiment 3; does not hold if one of experiment 3 had, or '
+          'no more than half of experiment 2',
           _rate_lowered),
     Claim('3. When unsure how to initialize, leave it to tf.get_variable.',
           'With its default (experiment 4) the first epoch over 0.9 comes earlier than with weights of deviation 0.01 '
@@ -103,9 +103,11 @@ CLAIMS = [
           'also prevents the late nan, as the article says there, is not judged.',
           EARLIER, _earlier((5, 'manual'), (2, 'manual'))),
     Claim('5. Batch normalization is very effective.',
-          'With it (experiment 6) the first epoch over 0.9 comes earlier than without (experiment 2).',
+          'With it (experiment 6) the first epoch over 0.9 comes earlier than without (experiment 2). Experiment 6 '
+          'also leaves out local response normalization; the two are not told apart.',
           EARLIER, _earlier((6, 'manual'), (2, 'manual'))),
-    Claim('On experiment 7: even with batch normalization, an unsuitable initialization keeps it from learning.',
+    Claim('On experiment 7: even with batch normalization, an unsuitable initialization cannot make the model converge '
+          '(judged here: learn).',
           'Experiment 7 does not get over 0.9, neither with the loss formula of the article nor with --loss stable. '
           'Whether its loss settles is not judged.',
           f'at least {SEEDS} seeds of each. Holds if none is over 0.9 when its training loss is first not finite, or '
