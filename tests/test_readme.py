@@ -192,6 +192,9 @@ def test_what_the_loss_hid():
             f'on it is {min(high):.1f} to {max(high):.1f} in experiments 2 and 3, half of that,',
             f'For {verdicts.LOWERED} epochs experiments 2 and 3 differ', 'at a gap of about 87. From',
             'comes by epoch 47, as in', 'which take 50 epochs',
+            # Held by test_grouping_halves_the_signal:
+            'convolutions 4 and 5 has half', 'seeds 0, 1 and 2: from conv1 to fc1 the signal falls by a factor of 132, '
+            '144 and 120 in', 'of 269, 280 and 253 in',
             # From a file of his that is not here:
             'his `AlexNet2.py`: the training accuracy is 0.99 to 1.0 after each of 25 iterations, 0.105 after the '
             'next, and at most 0.17 from there on',
