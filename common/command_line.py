@@ -23,7 +23,7 @@ def parser(script, defaults):
 
     An option that a record keeps has no default here, so that --resume can tell what was given.
     """
-    description, _, _ = (ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or '').partition('\n')
+    description, _, _ = (ast.get_docstring(ast.parse(records.source(script))) or '').partition('\n')
     parser = argparse.ArgumentParser(
         prog=script.name, description=description, allow_abbrev=False,
         epilog='Exit status: 0 done, also where the loss became nan; 2 a bad command line; 130 after Ctrl-C, 143 after '
@@ -45,8 +45,7 @@ def parser(script, defaults):
                  'in float32; faster where the CPU has instructions for it', choices=['float32', 'bfloat16'])
     add_recorded('--log-every', 'measure and print the training accuracy every N-th iteration',
                  type=between(1, 1_000_000), metavar='N')
-    add('--name', type=_name, default=re.sub(r'[^\w.+=-]', '-', script.stem),
-        help="the run's name; NAME-2, -3, ... where it is taken (default: %(default)s)")
+    add('--name', type=_name, help="the run's name; NAME-2, -3, ... where it is taken (default: the script's)")
     add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
         help="go on with that run, or with this script's newest unfinished one")
     add('--probe', action='store_true', help='look at how one batch gets through the network before any training, '
@@ -63,11 +62,16 @@ def parser(script, defaults):
     return parser
 
 
-def parse(parser):
-    """The command line, an argparse namespace; what contradicts itself is refused."""
+def parse(parser, script):
+    """The command line of the script at path script, an argparse namespace; what contradicts itself is refused."""
     given = parser.parse_args()
-    if given.resume is not None and given.name != parser.get_default('name'):
+    if given.resume is not None and given.name is not None:
         parser.error('--name is for a new run: --resume takes a name itself')
+    if given.resume is None and given.name is None:
+        try:
+            given.name = _name(re.sub(r'[^\w.+=-]', '-', script.stem))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f'{error}: give a --name')
     if given.resume is not None and given.probe:
         parser.error('--probe looks at a network before training: it goes with no --resume')
     if given.show and not records.can_show():

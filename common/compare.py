@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from common import command_line, records
 from common.records import ROOT, Refused
 
-REFERENCE = ROOT / 'results/reference'
+REFERENCE = (ROOT / 'results/reference').resolve()     # as the paths of runs are
 SCRIPTS = {n: ROOT / f'alexnet{n}.py' for n in range(1, 8)}
 OVER = 0.9              # the accuracy that tells a network that has learnt
 IMAGES = 1000           # that losses are brought to
@@ -81,7 +81,7 @@ class Recorded:
 
     def __init__(self, path):
         folder = REFERENCE.parent if path.is_relative_to(REFERENCE.parent) else path.parent
-        self.name = str(path.relative_to(folder).with_suffix(''))
+        self.name = os.fsencode(path.relative_to(folder).with_suffix('')).decode(errors='replace')
         self.rows = records.read_rows(path)
         self.record = records.read_record(path.with_suffix('.json')) if path.with_suffix('.json').exists() else None
 
@@ -133,7 +133,13 @@ class Recorded:
     def precision(self):
         """What really ran, a str: more than one where a resumed run went on in another."""
         return '/'.join(dict.fromkeys([self.record['precision'], *(
-            again['precision'] for again in self.record['resumed'])])) if self.record else ''
+            again['precision'] for again in self._resumed)])) if self.record else ''
+
+    @property
+    def _resumed(self):
+        """What the record says of each start after the first, but for those that were started over or left no epoch."""
+        starts = {again['first_epoch']: again for again in self.record['resumed']}
+        return [starts[epoch] for epoch in sorted(starts) if 1 < epoch <= len(self.rows)]
 
     @property
     def over(self):
@@ -166,8 +172,7 @@ class Recorded:
         if not self.record:
             return f'nan from epoch {self.diverged}' if self.diverged else ''
         found = self.record['divergence']
-        resumed = [f'resumed after epoch {again["first_epoch"] - 1}' for again in self.record['resumed']
-                   if again['first_epoch'] > 1]
+        resumed = [f'resumed after epoch {again["first_epoch"] - 1}' for again in self._resumed]
         return ', '.join([self.record['status'], *resumed, *(
             [f'{found["loss"]} at epoch {found["epoch"]}, iteration {found["iteration"]} ({found["cause"]})']
             if found else [])])

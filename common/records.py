@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import tokenize
 from pathlib import Path
 
 import matplotlib
@@ -39,6 +40,10 @@ class Files:
             fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)     # falls with the process, however it ends
         except BlockingIOError:
             raise Refused(f'{name} is still going') from None
+        except OSError:             # a file system without locks
+            if 'x' in mode:
+                self.csv.unlink()
+            raise
 
     @classmethod
     def claim(cls, results_dir, checkpoint_dir, stem):
@@ -47,7 +52,8 @@ class Files:
         Its CSV and its folder of checkpoints are created atomically, so that two runs started at once get two names.
         Raises OSError where one cannot be.
         """
-        results_dir.mkdir(parents=True, exist_ok=True)
+        for folder in results_dir, checkpoint_dir:
+            folder.mkdir(parents=True, exist_ok=True)
         taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
         taken |= {path.name for path in results_dir.glob('.tensorboard/*')}
         for number in itertools.count(1):
@@ -56,7 +62,7 @@ class Files:
                 with contextlib.suppress(FileExistsError):
                     files = cls(results_dir, name, 'x+b')
                     try:
-                        (checkpoint_dir / name).mkdir(parents=True)
+                        (checkpoint_dir / name).mkdir()
                     except OSError:
                         files.remove()
                         raise
@@ -132,6 +138,7 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -140,11 +147,15 @@ def replacing(path):
 def sync(folder):
     """Wait until the disk holds what is in a folder."""
     for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
+
+
+def _fsync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.
@@ -193,9 +204,15 @@ def read_rows(path, count=None):
     return rows
 
 
+def source(script):
+    """The text of the Python script at path script, as Python reads it, whatever its encoding."""
+    with tokenize.open(script) as file:
+        return file.read()
+
+
 def code_lines(source):
     """The lines of a Python source, without its docstrings."""
-    lines = source.splitlines()
+    lines = source.removesuffix('\n').split('\n')       # as ast counts them, to which \f ends no line
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             for number in range(node.body[0].lineno - 1, node.body[0].end_lineno):

@@ -79,7 +79,7 @@ class Run:
         defaults = command_line.defaults(training_epoch, batch_size)
         self._test_at_once = test_at_once
         parser = command_line.parser(script, defaults)
-        given = command_line.parse(parser)
+        given = command_line.parse(parser, script)
         self._given = given
         self._live, self._files = LiveLine(), None
         tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
@@ -114,7 +114,7 @@ class Run:
         self._files = records.Files.claim(results_dir, self._checkpoint_dir, self._given.name)
         self.first_epoch, self._rows, self._checkpoint = 0, [], None
         self.record = {
-            'script': script.name, 'source': script.read_text(encoding='utf-8'), 'argv': command_line.argv(),
+            'script': script.name, 'source': records.source(script), 'argv': command_line.argv(),
             'seed': options['seed'], 'options': options, 'precision': self._precision, **records.environment(tf),
             'start': _now(), 'end': None, 'status': 'running', 'divergence': None, 'epochs': [], 'resumed': [],
         }
@@ -140,7 +140,7 @@ class Run:
                              'leave it out')
             options[option] = new
         command_line.check(parser, options)
-        if records.code_lines(self.record['source']) != records.code_lines(script.read_text(encoding='utf-8')):
+        if records.code_lines(self.record['source']) != records.code_lines(records.source(script)):
             raise Refused(f'{script.name} is not what it was when {name} began: see "source" in {self._files.json}')
         done = len(self.record['epochs'])
         if done == options['epochs'] and self.record['status'] == 'complete':
@@ -154,7 +154,7 @@ class Run:
         if done and self._checkpoint is None and (
                 done > 1 or self.record['status'] in ('complete', 'interrupted') or not self._folder.exists()):
             raise Refused(f'the checkpoint of {name} is missing from {self._folder}')
-        if self.first_epoch > done:
+        if self.first_epoch not in (done - 1, done):
             raise Refused(f'the checkpoint in {self._folder} is of epoch {self.first_epoch}, '
                           f'but {self._files.json} holds {done}')
         nan = self.record['divergence']
@@ -196,6 +196,8 @@ class Run:
         if not self._scratch and re.search(r'[*?\[\\\udc80-\udcff]', str(self._checkpoint_dir)):
             raise Refused(f'TensorFlow can keep no checkpoints below {self._checkpoint_dir}: it takes * ? [ \\ for '
                           'wildcards, and only UTF-8 for a path. Give another --checkpoint-dir')
+        if os.path.lexists(self._checkpoint_dir) and not self._checkpoint_dir.is_dir():
+            raise Refused(f'{self._checkpoint_dir} is not a folder, nor a link to one that is there')
 
     def _check_memory(self, count):
         """Refuse so many test images at once where they do not fit into memory."""
@@ -238,6 +240,10 @@ class Run:
     @property
     def _folder(self):
         return self._checkpoint_dir / self.name
+
+    @property
+    def _events(self):
+        return self._given.results_dir / '.tensorboard' / self.name
 
     def __enter__(self):
         self._stack = contextlib.ExitStack()
@@ -290,7 +296,9 @@ class Run:
     def _discard(self):
         """Remove all that the run has left so far."""
         self._files.remove()
-        for folder in self._folder, self._given.results_dir / '.checkpoints':
+        shutil.rmtree(self._events, ignore_errors=True)
+        results_dir = self._given.results_dir
+        for folder in self._folder, results_dir / '.checkpoints', results_dir / '.tensorboard':
             with contextlib.suppress(OSError):      # not where something is in it
                 folder.rmdir()
 
@@ -302,12 +310,13 @@ class Run:
         with contextlib.suppress(OSError):
             if self._files.log.exists():        # and was not removed with the rest
                 self._files.append_log(f'{self.program}: {message}')
-        print(f'{self.program}: {message}', file=sys.stderr)
+        with contextlib.suppress(OSError):          # there may be no reader any more
+            print(f'{self.program}: {message}', file=sys.stderr)
         raise SystemExit(status) from None
 
     def _resume_command(self):
-        folders = [word for option in ('data_dir', 'results_dir', 'checkpoint_dir')
-                   if getattr(self._given, option) not in (None, ROOT / 'MNIST_data', ROOT / 'results')
+        defaults = {'data_dir': ROOT / 'MNIST_data', 'results_dir': ROOT / 'results', 'checkpoint_dir': None}
+        folders = [word for option, default in defaults.items() if getattr(self._given, option) != default
                    for word in (f'--{option.replace("_", "-")}', str(getattr(self._given, option)))]
         switches = [f'--{name.replace("_", "-")}' for name in ('stop_on_nan', 'tensorboard', 'show')
                     if getattr(self._given, name)]
@@ -318,15 +327,14 @@ class Run:
     def session(self, config):
         """A tf.Session on the default graph, whose variables the run saves after each epoch."""
         ops.configure(config, self._precision)
-        self._saver = tf.train.Saver(max_to_keep=0, save_relative_paths=True)      # old ones: see _save
+        self._saver = tf.train.Saver()
         self._weights = tf.trainable_variables()
         self._learning_rate = _learning_rate(tf.get_default_graph())
         with tf.Session(config=config) as self._sess, contextlib.ExitStack() as stack:
             self._writer = None
             if self._given.tensorboard and not self._given.probe:
-                folder = self._given.results_dir / '.tensorboard' / self.name
                 with _writing(EVENTS):
-                    self._writer = tf.summary.FileWriter(str(folder))
+                    self._writer = tf.summary.FileWriter(str(self._events))
                 stack.callback(_writing(EVENTS)(self._writer.close))
             yield self._sess
 
@@ -461,13 +469,15 @@ class Run:
         try:
             print(line, flush=True)
         except OSError as error:
+            self._signals.check()       # Ctrl-C ends whoever reads this, too
             raise OSError(f'stdout cannot be written ({error.strerror})') from None
         self._files.append_log(line)
 
     def say(self, line):
         """Print a line of ours to stderr, for stdout is the article's, and to the log."""
         self._live.clear()
-        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):      # the terminal may be gone
+            print(line, file=sys.stderr, flush=True)
         if self._files:             # not yet, while data are loaded
             self._files.append_log(line)
 
@@ -514,11 +524,14 @@ class Run:
         """Write the epoch's checkpoint; then, and only then, remove the one before."""
         try:
             with _writing(f'the checkpoint of epoch {epoch}'):
-                self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False)
+                self._saver.save(self._sess, str(self._folder / 'epoch'), global_step=epoch, write_meta_graph=False,
+                                 write_state=False)
+            records.sync(self._folder)
+            with records.replacing(self._folder / 'checkpoint') as file:    # what latest_checkpoint reads
+                file.write(f'model_checkpoint_path: "epoch-{epoch}"\n'.encode())
         except BaseException:
             self._keep(epoch - 1)
             raise
-        records.sync(self._folder)
         self._keep(epoch)
 
     def _keep(self, epoch):

@@ -63,7 +63,8 @@ class LiveLine:
         """Overwrite the line with text, cut to the terminal's width."""
         if self._on:
             width = shutil.get_terminal_size().columns - 1
-            print(f'\r\x1b[K{text[:width]}', end='', file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):      # the terminal may be gone
+                print(f'\r\x1b[K{text[:width]}', end='', file=sys.stderr, flush=True)
 
     def clear(self):
         """Blank the line, so that something else can be printed."""

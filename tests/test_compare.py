@@ -1,6 +1,7 @@
 """python -m common.compare: on small runs made by hand, whose answers are known."""
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -334,9 +335,43 @@ def test_what_counts_as_over_and_as_seconds(make):
     run, = load(make('run', 2, [(1, 0.9), (1, 0.91)]))
     assert run.over == 2 and run.seconds == 10.5
     run.record['epochs'] = [{'seconds': s} for s in (1, 2, 30)]
-    run.record['resumed'] = [{'first_epoch': 1, 'precision': 'bfloat16'}, {'first_epoch': 3, 'precision': 'float32'}]
-    assert run.seconds == 2 and run.precision == 'float32/bfloat16'
-    assert run.status == 'complete, resumed after epoch 2', 'begun again before an epoch was done, it is the same run'
+    assert run.seconds == 2
+
+
+def test_a_resumed_run_is_told_by_the_starts_that_left_an_epoch(make):
+    run, = load(make('run', 2, LEARNT))
+    resumed = [(1, 'bfloat16'), (2, 'bfloat16'), (2, 'float32'), (4, 'bfloat16')]
+    run.record['resumed'] = [{'first_epoch': epoch, 'precision': precision} for epoch, precision in resumed]
+    assert run.precision == 'float32' and run.status == 'complete, resumed after epoch 1'
+    run.record['resumed'].insert(3, {'first_epoch': 3, 'precision': 'bfloat16'})
+    assert run.precision == 'float32/bfloat16'
+    assert run.status == 'complete, resumed after epoch 1, resumed after epoch 2'
+
+
+def test_a_name_that_is_not_utf_8(make, tmp_path):
+    """It is shown as far as it can be."""
+    path = make('run', 2, LEARNT).with_suffix('.csv').rename(tmp_path / 'L\udce4ufe.csv')
+    done = command(path, '--results-dir', tmp_path)
+    assert done.returncode == 0 and 'L\ufffdufe' in done.stdout
+
+
+def test_results_behind_a_link(make, tmp_path):
+    """A user's run and a recorded one of the same name are still told apart."""
+    clone = tmp_path / 'clone'
+    shutil.copytree(ROOT / 'common', clone / 'common')
+    shutil.copytree(ROOT / 'results/reference', tmp_path / 'disk/reference')
+    (clone / 'results').symlink_to(tmp_path / 'disk')
+    make('alexnet4', 4, LEARNT, folder=tmp_path / 'disk')
+    done = subprocess.run([sys.executable, '-m', 'common.compare'], cwd=clone, capture_output=True, text=True)
+    names = [line.split()[0] for line in done.stdout.splitlines() if line]
+    assert done.returncode == 0 and 'left out' not in done.stderr
+    assert {'alexnet4', 'reference/alexnet4'} <= set(names)
+
+
+def test_code_lines_are_those_that_python_counts():
+    first = 'x = 1  # \f \u2028 \x85'       # str.splitlines would end a line at each of these
+    source = f'{first}\ndef f():\n    """Text."""\n    return x\n'
+    assert records.code_lines(source) == [first, 'def f():', '    return x']
 
 
 def test_head(make, tmp_path):

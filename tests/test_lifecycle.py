@@ -144,10 +144,12 @@ os.fsync, Path.unlink = watched_fsync, watched_unlink
     second = lines[[line.startswith('step 1, loss') for line in lines].index(True):]
     removed = [number for number, line in enumerate(second) if line.startswith('removed epoch-1.')]
     assert len(removed) == 2
-    assert second.index('synced alexnet4.csv') < second.index('synced .alexnet4.json.tmp')
-    synced = second[second.index('synced .alexnet4.json.tmp') + 1:removed[0]]
-    assert {'checkpoint', 'epoch-2.data-00000-of-00001', 'epoch-2.index', 'alexnet4'} <= {
-        line.removeprefix('synced ') for line in synced}
+    synced = [line.removeprefix('synced ') for line in second if line.startswith('synced ')]
+    row, record, state = map(synced.index, ['alexnet4.csv', '.alexnet4.json.tmp', '.checkpoint.tmp'])
+    assert row < record < state and {'epoch-2.data-00000-of-00001', 'epoch-2.index'} <= set(synced[record:state]), (
+        'the files, before what names them')
+    assert second.index('synced .checkpoint.tmp') < removed[0]
+    assert 'synced alexnet4' in second[second.index('synced .checkpoint.tmp'):removed[0]], 'the folder, with its name'
 
 
 # Interruptions
@@ -197,6 +199,32 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
     assert process.wait(timeout=60) == 130
     assert time.monotonic() - start_of_end < 2
     assert record(tmp_path)['status'] == 'running' and (tmp_path / 'results/alexnet4.csv').read_bytes() == b''
+
+
+@pytest.mark.parametrize('streams', [{}, {'stderr': subprocess.STDOUT}])
+def test_ctrl_c_that_ends_the_reader_too(streams, narrow, start, tmp_path):
+    """As in `alexnet4.py | tee log`: no line can be printed after it."""
+    process = start(narrow('alexnet4'), '--epochs', 1000, *SMALL, **streams)
+    for line in process.stdout:
+        if line.startswith('step 0, iteration 1'):
+            break
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 130
+    assert record(tmp_path)['status'] == 'interrupted'
+    assert 'Go on with: ' in (tmp_path / 'results/alexnet4.log').read_text().splitlines()[-1]
+
+
+def test_a_terminal_that_goes_ends_no_run(narrow, start, tmp_path):
+    import pty
+    terminal, stderr = pty.openpty()
+    process = start(narrow('alexnet4'), '--epochs', 3, *SMALL, stderr=stderr, start_new_session=True)
+    os.close(stderr)
+    next(process.stdout)
+    os.close(terminal)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert is_whole(tmp_path / 'results', 'alexnet4', 3)['status'] == 'complete'
 
 
 def test_a_background_job_ignores_ctrl_c(narrow, start, tmp_path):
@@ -267,6 +295,8 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(script, narrow, run, 
     second = seen()
     first_19 = mnist.extract_labels((ROOT / 'MNIST_data/train-labels-idx1-ubyte').read_bytes())[:19]
     assert sorted(whole['labels'][:3 * 19]) == sorted(3 * first_19.tolist()), '--train-images takes the first ones'
+    made, again = record(tmp_path, 'parts'), record(tmp_path, 'parts')['resumed'][0]
+    assert all(again[key] == made[key] and again[key] for key in ('common', 'versions', 'hardware', 'precision'))
     assert len(whole['batches']) == 4 * 4 and len(set(whole['batches'])) == len(whole['batches'])
     assert first['batches'][:8] + second['batches'] == whole['batches']
     assert second['variables'].keys() == {f'{name}:0' for name in saved} and len(saved) >= 16
@@ -367,6 +397,7 @@ def test_a_damaged_checkpoint_is_refused(file, how, interrupted, run, tmp_path):
      r'the checkpoint of alexnet4 in \S*/alexnet4 is damaged: .+'),
     (lambda r: change(r / '.checkpoints/alexnet4/checkpoint', lambda b: b'\xff' + b),
      r'the checkpoint of alexnet4 in \S*/alexnet4 is damaged: .+'),
+    (lambda r: edit(r, epochs=[{'seconds': 1}] * 4), r'the checkpoint in \S*/alexnet4 is of epoch 2, but .* holds 4'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
      r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
@@ -526,6 +557,33 @@ def test_two_started_at_once_with_one_folder_of_checkpoints(narrow, start, tmp_p
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(path.name for path in tmp_path.glob('*/*.csv')) == ['alexnet4-2.csv', 'alexnet4.csv']
     assert sorted(os.listdir(tmp_path / 'home')) == ['alexnet4', 'alexnet4-2']
+
+
+def test_a_link_to_checkpoints_that_are_not_there(refuse, tmp_path):
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'results/.checkpoints').symlink_to('gone')
+    status, _, stderr = refuse('alexnet4')
+    assert status == 1 and last_line(stderr) == (
+        'alexnet4.py: results/.checkpoints is not a folder, nor a link to one that is there')
+    with pytest.raises(FileExistsError):
+        records.Files.claim(tmp_path / 'results', tmp_path / 'results/.checkpoints', 'run')
+    assert os.listdir(tmp_path / 'results') == ['.checkpoints']
+
+
+def test_a_file_system_without_locks(monkeypatch, tmp_path):
+    def flock(*_):
+        raise OSError(37, 'No locks available')
+    monkeypatch.setattr(records.fcntl, 'flock', flock)
+    with pytest.raises(OSError, match='No locks available'):
+        records.Files.claim(tmp_path, tmp_path / 'checkpoints', 'run')
+    assert os.listdir(tmp_path) == ['checkpoints']
+
+
+def test_results_that_are_removed_while_the_run_goes_on(tmp_path):
+    files = records.Files.claim(tmp_path, tmp_path / 'checkpoints', 'run')
+    files.csv.unlink()
+    with pytest.raises(OSError, match=r'run.csv was removed while the run went on'):
+        files.append_row(np.float32(1), np.float32(0.5))
 
 
 @pytest.fixture
@@ -740,11 +798,43 @@ def full(*_):
     raise tf.errors.ResourceExhaustedError(None, None, 'events; No space left on device')
 tf.summary.FileWriter.{} = full
 """
-    for when, kept in ('add_summary', 'nothing is kept'), ('close', 'alexnet4-2 keeps 1 epoch. Mend that, .*'):
+    for when, kept in ('add_summary', 'nothing is kept'), ('close', 'alexnet4 keeps 1 epoch. Mend that, .*'):
         status, _, stderr = run(script, '--epochs', 1, *SMALL, '--tensorboard', prelude=full.format(when))
         assert status == 1 and re.fullmatch(
             "alexnet4.py: TensorBoard's event file cannot be written: events; No space left on device; " + kept,
             last_line(stderr))
+
+
+def test_tensorboard_of_a_resumed_run(narrow, start, run, tmp_path):
+    """What the interrupted start wrote of its last epoch is void."""
+    import tensorflow.compat.v1 as tf
+    script = narrow('alexnet4')
+    process = start(script, '--epochs', 2, *SMALL, '--tensorboard')
+    for line in process.stdout:
+        if line.startswith('step 1, iteration 1'):
+            break
+    process.kill()
+    process.wait()
+    status, _, stderr = run(script, '--resume', '--tensorboard')
+    assert status == 0, stderr
+    first, second = sorted((tmp_path / 'results/.tensorboard/alexnet4').iterdir(), key=os.path.getmtime)
+    events = list(tf.train.summary_iterator(str(second)))
+    starts = [event.step for event in events if event.session_log.status == tf.SessionLog.START]
+    steps = [event.step for event in events if event.summary.value]
+    assert starts == [4] and min(steps) == 4 and max(steps) == 7
+
+
+def test_resume_command_gives_each_folder_that_is_not_its_default():
+    from common.run import Run
+    run = object.__new__(Run)
+    run._files = SimpleNamespace(name='a')
+    given = {'data_dir': ROOT / 'MNIST_data', 'results_dir': ROOT / 'results', 'checkpoint_dir': None}
+    switches = dict.fromkeys(['stop_on_nan', 'tensorboard', 'show'], False)
+    for option, path in [(None, None), ('data_dir', 'data'), ('results_dir', ROOT / 'MNIST_data'),
+                         ('checkpoint_dir', ROOT / 'results')]:
+        run._given = SimpleNamespace(**given | switches | ({option: path} if option else {}))
+        folder = [f'--{option.replace("_", "-")}', str(path)] if option else []
+        assert shlex.split(run._resume_command())[-2 - len(folder):] == ['--resume', 'a', *folder]
 
 
 # Divergence
@@ -829,6 +919,23 @@ def test_stop_on_nan_when_resumed(narrow, start, refuse, tmp_path):
     next(process.stdout)
     process.send_signal(signal.SIGTERM)
     assert last_line(process.communicate(timeout=60)[1]).endswith(' --stop-on-nan --tensorboard')
+
+
+def test_a_nan_in_an_epoch_that_is_trained_again(narrow, start, run, tmp_path):
+    """It is void, and no reason to refuse --stop-on-nan."""
+    script = narrow('alexnet1', dense=4096)
+    process = start(script, '--epochs', 1, *SMALL)
+    next(process.stdout)
+    process.kill()
+    process.wait()
+    found = record(tmp_path, 'alexnet1')
+    assert found['divergence']['iteration'] == 0
+    found['divergence']['iteration'] = 99
+    (tmp_path / 'results/alexnet1.json').write_text(json.dumps(found))
+    status, _, stderr = run(script, '--resume', '--stop-on-nan')
+    assert status == 0, stderr
+    found = record(tmp_path, 'alexnet1')['divergence']
+    assert found['iteration'] == 0 and found['stopped'] is True
 
 
 def test_training_accuracy_before_the_nan(narrow, run, tmp_path):

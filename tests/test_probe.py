@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import ROOT, SCRIPTS, last_line
+from matplotlib.figure import Figure
 
 from common import mnist, probe
 from common.images import image_shape_scale
@@ -204,7 +205,17 @@ def test_command_lines_that_are_refused(refuse, tmp_path):
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_figure(script, look, tmp_path):
-    seen = look(script, 0, images=4)
+def test_figure(script, look, tmp_path, monkeypatch):
+    seen, figures = look(script, 0, images=4), []
+    monkeypatch.setattr(probe, 'Figure', lambda **options: figures.append(Figure(**options)) or figures[0])
     probe.draw(seen, 'manual', script, tmp_path / 'probe.png')
     assert (tmp_path / 'probe.png').read_bytes().startswith(b'\x89PNG')
+    drawn = [line for axes in figures[0].axes for line in axes.lines]
+    for line, attribute in zip(drawn, ['deviation', 'signal', 'zeros', 'gradient'], strict=True):
+        assert list(line.get_xdata()) == [layer.name for layer in seen.layers]
+        np.testing.assert_array_equal(line.get_ydata(), [getattr(layer, attribute) for layer in seen.layers])
+    assert [axes.get_ylabel() for axes in figures[0].axes] == [
+        'layer output', 'share of zeros', '|gradient| / |weights|']
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().texts] == [
+        'deviation', 'signal: deviation across images']
+    assert figures[0].get_suptitle() == f'{script}: {probe.verdict(seen, "manual")}'

@@ -132,7 +132,18 @@ def test_help_of_a_script_with_a_percent_sign_in_its_name(refuse, tmp_path):
     script.write_text((ROOT / 'alexnet4.py').read_text())
     status, stdout, stderr = refuse(script, '--help')
     assert (status, stderr) == (0, '') and stdout.startswith('usage: 50%s.py [-h]')
-    assert '(default: 50-s)' in stdout
+
+
+def test_a_script_whose_name_is_no_runs_name(narrow, refuse, run, tmp_path):
+    script = narrow('alexnet4').rename(tmp_path / 'my-probe.py')
+    script.write_bytes(b'\xef\xbb\xbf' + script.read_bytes())        # as some editors save it
+    status, _, stderr = refuse(script)
+    assert status == 2 and last_line(stderr) == (
+        "my-probe.py: error: 'my-probe' is taken by other files here: give a --name")
+    status, _, stderr = run(script, *FEW, '--name', 'mine')
+    assert status == 0, stderr
+    status, _, stderr = refuse(script, '--resume', 'mine')
+    assert status == 1 and last_line(stderr) == 'my-probe.py: mine is complete; a larger --epochs than 2 extends it'
 
 
 @pytest.mark.parametrize('folder', ['[2026]', 'what?', 'a*', 'back\\slash', 'not-utf-8-\udcff'])
