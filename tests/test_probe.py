@@ -71,21 +71,6 @@ def test_sentence_of_the_loss_that_cannot_underflow(look):
     assert probe.verdict(look('alexnet1', 0, 'stable'), 'stable').startswith('The signal explodes: ')
 
 
-def test_grouping_halves_the_signal(look):
-    """Two layers of half the inputs; the figures are README's, of the batches of a run."""
-    text = ' '.join((ROOT / 'README.md').read_text().split())
-    three = r'(\d+), (\d+) and (\d+)'
-    told = re.search(f'with seeds 0, 1 and 2: from conv1 to fc1 the signal falls by a factor of {three} in experiment '
-                     f'2, and of {three} in experiment 5', text)
-    falls = []
-    for script in 'alexnet2', 'alexnet5':
-        for seed in range(3):
-            signal = {layer.name: layer.signal for layer in look(script, seed, images=200).layers}
-            falls.append(signal['conv1'] / signal['fc1'])
-    assert falls == pytest.approx(list(map(int, told.groups())), rel=0.02)
-    assert np.divide(falls[3:], falls[:3]) == pytest.approx([2, 2, 2], rel=0.1)
-
-
 def test_losses_by_method(look):
     seen = look('alexnet4', 0)
     assert seen.loss == pytest.approx(seen.losses['manual'], rel=1e-6)
@@ -194,6 +179,20 @@ def test_command(start, run, tmp_path):
     status, again, stderr = run('alexnet3', *options, '--probe', '--precision', 'bfloat16', '--name', 'other')
     assert status == 0 and again.splitlines()[-1].startswith('The signal dies: ')
     assert (tmp_path / 'results/other-probe.png').exists()
+
+
+def test_grouping_halves_the_signal(run):
+    """Two layers of half the inputs; the figures are README's."""
+    three = r'(\d+), (\d+) and (\d+)'
+    told = re.search(f'with seeds 0, 1 and 2: from conv1 to fc1 the signal falls by a factor of {three} in experiment '
+                     f'2, and of {three} in experiment 5', ' '.join((ROOT / 'README.md').read_text().split()))
+    falls = []
+    for script in 'alexnet2', 'alexnet5':
+        for seed in range(3):
+            _, stdout, _ = run(script, '--probe', '--seed', seed)
+            falls.append(float(re.search(r'it falls by a factor of (\d+), so that', stdout)[1]))
+    assert falls == pytest.approx(list(map(int, told.groups())), rel=0.02)
+    assert np.divide(falls[3:], falls[:3]) == pytest.approx([2, 2, 2], rel=0.1)
 
 
 def test_command_lines_that_are_refused(refuse, tmp_path):
