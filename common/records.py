@@ -138,15 +138,16 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _fsync(path.parent)
+        with contextlib.suppress(OSError):      # it is in its place; not every file system can sync a folder
+            _fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def sync(folder):
-    """Wait until the disk holds what is in a folder."""
-    for path in [*folder.iterdir(), folder]:
+    """Wait until the disk holds the files in a folder. That they are in it, it holds with the next one replaced."""
+    for path in folder.iterdir():
         _fsync(path)
 
 

@@ -579,6 +579,16 @@ def test_a_file_system_without_locks(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == ['checkpoints']
 
 
+def test_a_folder_that_cannot_be_synced(monkeypatch, tmp_path):
+    """What took its place is not told as failed, for a checkpoint's failure removes its files."""
+    def fsync(*_):
+        raise OSError(22, 'Invalid argument')
+    monkeypatch.setattr(records, '_fsync', fsync)
+    with records.replacing(tmp_path / 'file') as file:
+        file.write(b'whole')
+    assert (tmp_path / 'file').read_bytes() == b'whole' and len(os.listdir(tmp_path)) == 1
+
+
 def test_results_that_are_removed_while_the_run_goes_on(tmp_path):
     files = records.Files.claim(tmp_path, tmp_path / 'checkpoints', 'run')
     files.csv.unlink()
