@@ -6,8 +6,8 @@ weights of their own, as in AlexNet on its two GPUs, which split convolution 2 a
 The article's figures                                       Recorded here (results/reference/alexnet5.csv)
 epoch 1, loss 2297.4663, testing accuracy 0.104             loss 2300.4587, testing accuracy 0.127
 epoch 2, loss 2299.2734, testing accuracy 0.124             loss 2301.6638, testing accuracy 0.11
-epoch 21, loss 2114.1978, testing accuracy 0.301            none yet
-epoch 22, loss 366.07996, testing accuracy 0.872            none yet
+epoch 21, loss 2114.1978, testing accuracy 0.301            loss 2290.004, testing accuracy 0.13
+epoch 22, loss 366.07996, testing accuracy 0.872            loss 858.2877, testing accuracy 0.686
 epoch 49, loss 44.795494, testing accuracy 0.992            none yet
 epoch 50, loss 37.983482, testing accuracy 0.988            none yet
 
