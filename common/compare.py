@@ -170,7 +170,7 @@ class Recorded:
     def status(self):
         """What became of the run, in words."""
         if not self.record:
-            return f'nan from epoch {self.diverged}' if self.diverged else ''
+            return f'{self.losses[self.diverged - 1]} from epoch {self.diverged}' if self.diverged else ''
         found = self.record['divergence']
         resumed = [f'resumed after epoch {again["first_epoch"] - 1}' for again in self._resumed]
         return ', '.join([self.record['status'], *resumed, *(

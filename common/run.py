@@ -375,8 +375,10 @@ class Run:
             if record['divergence'] and record['divergence']['epoch'] > self.first_epoch:
                 record['divergence'] = None
             record.pop('error', None)
-            record['resumed'].append({'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': command_line.argv(),
-                                      'precision': self._precision, **records.environment(tf)})
+            if self.first_epoch < options['epochs']:
+                record['resumed'].append({
+                    'first_epoch': self.first_epoch + 1, 'start': _now(), 'argv': command_line.argv(),
+                    'precision': self._precision, **records.environment(tf)})
             record |= {'status': 'running', 'end': None}
             self._files.write_record(record)
             begins = f'{self.name} goes on with epoch {self.first_epoch + 1} of {options["epochs"]}, each'
@@ -387,6 +389,8 @@ class Run:
         what = f'a look at one batch of {_count(options["batch_size"], "image")}' if self._given.probe else (
             f'{begins} of {_count(self._total_batch, "iteration")}, {options["batch_size"]} images each, '
             f'then {_count(len(self._test_images), "test image")}')
+        if self.first_epoch == options['epochs']:       # it was killed after its last checkpoint
+            what = f'{self.name} has its {_count(options["epochs"], "epoch")} already and is only ended'
         where = '' if self._given.probe else f'. Results: {command_line.shown(self._files.csv)}'
         self.say(f'{self.program}: {what}; loss {self.loss_method}, {self._precision}, seed {options["seed"]}, '
                  f'{_device()}{where}')

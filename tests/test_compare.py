@@ -84,6 +84,8 @@ def test_a_csv_without_a_record_is_welcome(tmp_path):
     assert cells(compare.table([run])) == ['AlexNet', '', '2', '', '', '', 'never', '0.122', '0.085', 'nan', '',
                                            'nan from epoch 2', 'no record']
     assert compare.article_tables([run]) == [] and run.diverged == run.diverged_at == 2
+    (tmp_path / 'AlexNet.csv').write_text('1e400,0.085\n')
+    assert load(tmp_path / 'AlexNet.csv')[0].status == 'inf from epoch 1'
 
 
 @pytest.mark.parametrize('content, number', [('1,0.5\n2\n', 2), ('loss,accuracy\n1,0.5\n', 1), ('1,0.5\n\n', 2),

@@ -516,7 +516,9 @@ def test_a_kill_before_the_last_plot_is_made_good(narrow, start, run, tmp_path):
     assert not (tmp_path / 'results/alexnet4.png').exists()
     status, stdout, stderr = run(script, '--resume')
     assert status == 0 and stdout == '', stderr
-    assert is_whole(tmp_path / 'results', 'alexnet4', 1)['status'] == 'complete'
+    assert 'alexnet4 has its 1 epoch already and is only ended; loss' in stderr and 'goes on with' not in stderr
+    found = is_whole(tmp_path / 'results', 'alexnet4', 1)
+    assert found['status'] == 'complete' and found['resumed'] == []
     assert (tmp_path / 'results/alexnet4.png').exists()
 
 
