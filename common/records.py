@@ -1,76 +1,76 @@
-"""What a run leaves behind, each file whole at any moment.
+"""The files that a run leaves behind, each of them whole at any moment, and how they are read back.
 
-NAME.csv    `loss,accuracy` on the test images, a line an epoch; locked as long as the run goes on
-NAME.json   the record: how the run was made, and what became of it
+NAME.csv    `loss,accuracy` on the test images, one line an epoch; locked while the run goes on
+NAME.json   the record: what made the run, and how it ended
 NAME.log    what it printed
-NAME.png    accuracy and loss over the epochs
+NAME.png    its plot (common/plots.py)
 """
 import ast
 import contextlib
-import fcntl
-import hashlib
+import errno
 import itertools
 import json
 import os
-import platform
-import tokenize
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.scripts import ROOT
+
+try:
+    import fcntl
+except ImportError:     # Windows
+    fcntl = None
+
+REFERENCE = ROOT / 'results/reference'
+WITHOUT_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
 
 
 class Refused(Exception):
-    """What was asked for cannot be done, and why."""
+    """What was asked for cannot be done. Its text says why."""
 
 
 class Files:
-    """The files of the run `name` in results_dir, and its lock. Use claim or reopen."""
+    """The files of one run, and its lock. Use `claim` for a new run, `reopen` for one that exists.
+
+    Attributes: name; csv, json, log, png, the paths; locked, whether the file system has locks.
+    """
 
     def __init__(self, results_dir, name, mode):
         self.name = name
-        self.csv, self.json, self.log, self.png = (results_dir / f'{name}.{kind}' for kind in
-                                                   ('csv', 'json', 'log', 'png'))
-        self._rows = self.csv.open(mode, buffering=0)
-        try:
-            fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)     # falls with the process, however it ends
-        except BlockingIOError:
-            raise Refused(f'{name} is still going') from None
-        except OSError:             # a file system without locks
-            if 'x' in mode:
-                self.csv.unlink()
-            raise
+        self.csv, self.json, self.log, self.png = (
+            results_dir / f'{name}.{kind}' for kind in ('csv', 'json', 'log', 'png'))
+        self._csv_file = self.csv.open(mode, buffering=0)
+        self.locked = _lock(self._csv_file, name)
 
     @classmethod
-    def claim(cls, results_dir, checkpoint_dir, stem):
-        """The files of a new run, called stem or the first of stem-2, stem-3, ... that is free in both folders.
+    def claim(cls, results_dir, stem):
+        """The files of a new run: `stem`, or the first of stem-2, stem-3, ... that is free.
 
-        Its CSV and its folder of checkpoints are created atomically, so that two runs started at once get two names.
-        Raises OSError where one cannot be.
+        Its CSV and its folder of checkpoints are created exclusively, so two runs that start at once
+        get two names. Raises Refused or OSError where one cannot be created.
         """
-        for folder in results_dir, checkpoint_dir:
-            folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = checkpoint_folder(results_dir, '')
+        try:
+            for folder in results_dir, checkpoints:
+                folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise Refused(f'{folder} is not a folder, nor a link to one that exists') from None
         taken = {path.name.rpartition('.')[0] for path in results_dir.iterdir()}
         taken |= {path.name for path in results_dir.glob('.tensorboard/*')}
         for number in itertools.count(1):
             name = stem if number == 1 else f'{stem}-{number}'
             if name not in taken:
                 with contextlib.suppress(FileExistsError):
-                    files = cls(results_dir, name, 'x+b')
+                    (checkpoints / name).mkdir()
                     try:
-                        (checkpoint_dir / name).mkdir()
+                        return cls(results_dir, name, 'x+b')
                     except OSError:
-                        files.remove()
+                        (checkpoints / name).rmdir()
                         raise
-                    return files
 
     @classmethod
     def reopen(cls, results_dir, name):
-        """The files of a run that is there. Raises Refused where it is not, or is still going."""
+        """The files of a run that exists. Raises Refused where it does not exist, or still goes on."""
         try:
             return cls(results_dir, name, 'r+b')
         except FileNotFoundError:
@@ -86,51 +86,67 @@ class Files:
 
         Raises OSError, with the CSV as it was before.
         """
-        if os.fstat(self._rows.fileno()).st_nlink == 0:
+        if os.fstat(self._csv_file.fileno()).st_nlink == 0:
             raise OSError(f'{self.csv} was removed while the run went on')
-        end = self._rows.seek(0, os.SEEK_END)
+        end = self._csv_file.seek(0, os.SEEK_END)
         try:
             row = f'{loss!s},{accuracy!s}\n'.encode()
-            if self._rows.write(row) != len(row):
+            if self._csv_file.write(row) != len(row):
                 raise OSError(f'No space left on device: {self.csv}')
-            os.fsync(self._rows.fileno())
+            os.fsync(self._csv_file.fileno())
         except BaseException:
-            self._rows.truncate(end)
+            self._csv_file.truncate(end)
             raise
 
     def rows(self, count):
-        """The first count epochs as read_rows gives them. Raises Refused where they are not there or not whole."""
+        """The first `count` epochs, as read_rows gives them. Raises Refused where they are not whole."""
         rows = read_rows(self.csv, count)
         if self.csv.read_bytes().count(b'\n') < count:
             raise Refused(f'{self.csv} is damaged: its last line has no end')
         return rows
 
     def cut(self, count):
-        """Cut the CSV to its first count lines."""
+        """Cut the CSV to its first `count` lines."""
         lines = self.csv.read_bytes().splitlines(keepends=True)
-        self._rows.truncate(sum(map(len, lines[:count])))
+        self._csv_file.truncate(sum(map(len, lines[:count])))
 
     def append_log(self, line):
         """Append a line to the log."""
         with self.log.open('a', encoding='utf-8', errors='backslashreplace') as file:
             file.write(line + '\n')
 
-    def plot(self, rows):
-        """Draw test accuracy and test loss over epochs. rows: [(loss, accuracy)]."""
-        figure = Figure(figsize=(7, 6))
-        draw(figure, self.name, rows)
-        with replacing(self.png) as file:
-            figure.savefig(file, format='png', dpi=120)
-
     def remove(self):
-        """Remove all of it."""
+        """Remove all of them."""
         for path in (self.json, self.log, self.png, self.csv):
             path.unlink(missing_ok=True)
 
 
+def checkpoint_folder(results_dir, name):
+    """Where the checkpoints of a run lie. `.checkpoints` may be a link to a folder elsewhere."""
+    return results_dir / '.checkpoints' / name
+
+
+def _lock(file, name):
+    """Lock a run's CSV until the process ends, however it ends. Returns whether the file system has locks.
+
+    Raises Refused where another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Refused(f'{name} is still going') from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def replacing(path):
-    """A file to write; it takes path's place once it is whole. Only the run that holds the lock writes."""
+    """A file to write. It takes the place of `path` once it is whole and on the disk."""
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
         with temporary.open('wb') as file:
@@ -138,20 +154,15 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        with contextlib.suppress(OSError):      # it is in its place; not every file system can sync a folder
-            _fsync(path.parent)
+        with contextlib.suppress(OSError):      # not every file system can sync a folder
+            fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def sync(folder):
-    """Wait until the disk holds the files in a folder. That they are in it, it holds with the next one replaced."""
-    for path in folder.iterdir():
-        _fsync(path)
-
-
-def _fsync(path):
+def fsync(path):
+    """Wait until the disk holds a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -159,7 +170,7 @@ def _fsync(path):
         os.close(descriptor)
 
 
-# What is relied on in a record: a type; of a dict's entries, a dict; of all of a list's, a list of one.
+# What a record must hold: for each key a type, a dict of such keys, or a list whose items are all like its one.
 RECORD = {'script': str, 'source': str, 'seed': int, 'options': dict, 'precision': str, 'common': dict, 'start': str,
           'status': str, 'epochs': [{'seconds': (int, float)}], 'resumed': [{'first_epoch': int, 'precision': str}]}
 DIVERGENCE = {'epoch': int, 'iteration': int, 'loss': str, 'cause': str}
@@ -186,9 +197,9 @@ def _fits(value, kind):
 
 
 def read_rows(path, count=None):
-    """The CSV at path, or its first count lines, as a list of (loss, accuracy) float32.
+    """The CSV at path, or its first `count` lines: a list of (loss, accuracy), numpy.float32.
 
-    Raises Refused where a line is not that or fewer than count are there, OSError where it cannot be read.
+    Raises Refused where a line is not that or lines are missing, OSError where it cannot be read.
     """
     lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').splitlines()
     if count is not None and len(lines) < count:
@@ -198,115 +209,8 @@ def read_rows(path, count=None):
         try:
             loss, accuracy = map(float, line.split(b','))
         except ValueError:
-            raise Refused(f"{path} is damaged, or no run's: line {number} is not two numbers, "
+            raise Refused(f'{path} is damaged, or not a run: line {number} is not two numbers, '
                           'loss and accuracy') from None
         with np.errstate(over='ignore'):
             rows.append((np.float32(loss), np.float32(accuracy)))
     return rows
-
-
-def source(script):
-    """The text of the Python script at path script, as Python reads it, whatever its encoding."""
-    with tokenize.open(script) as file:
-        return file.read()
-
-
-def code_lines(source):
-    """The lines of a Python source, without its docstrings."""
-    lines = source.removesuffix('\n').split('\n')       # as ast counts them, to which \f ends no line
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            for number in range(node.body[0].lineno - 1, node.body[0].end_lineno):
-                lines[number] = None
-    return [line for line in lines if line is not None]
-
-
-def memory():
-    """The machine's memory in bytes, or what a container leaves of it."""
-    limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
-    with contextlib.suppress(OSError, ValueError):      # ValueError: 'max', for no limit
-        limits.append(int(Path('/sys/fs/cgroup/memory.max').read_text()))
-    return min(limits)
-
-
-def native_bfloat16():
-    """Whether the CPU has instructions for bfloat16, as far as Linux tells; elsewhere, True."""
-    try:
-        flags = set(Path('/proc/cpuinfo').read_text().split())
-    except OSError:
-        return True
-    return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})
-
-
-def environment(tf):
-    """What a run is made with, besides its script: versions, sha256 of common/, and hardware."""
-    import cv2
-    return {
-        'common': {path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-                   for path in sorted((ROOT / 'common').glob('*.py'))},
-        'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__,
-                     'opencv': cv2.__version__, 'matplotlib': matplotlib.__version__},
-        'hardware': _hardware(tf),
-    }
-
-
-def _hardware(tf):
-    gpus = tf.config.list_physical_devices('GPU')
-    if gpus:
-        return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'a GPU')
-    cpu = {}
-    with contextlib.suppress(OSError):
-        pairs = (line.split(':', 1) for line in Path('/proc/cpuinfo').read_text().splitlines() if ':' in line)
-        cpu = {key.strip(): value.strip() for key, value in pairs}
-    name = cpu.get('model name') or platform.processor() or platform.machine()
-    if 'cpu family' in cpu:     # virtual machines give one name to CPUs that differ by a factor of two in speed
-        name += f' (family {cpu["cpu family"]}, model {cpu["model"]})'
-    return f'{name}, {os.cpu_count()} CPUs'
-
-
-def can_show():
-    """Whether matplotlib can open a window here."""
-    import matplotlib.pyplot as plt     # pyplot looks for a display, which only --show needs
-    try:
-        canvas = plt.figure().canvas
-    except ImportError:                 # MPLBACKEND names a window system that is not there
-        return False
-    plt.close('all')
-    return canvas.required_interactive_framework is not None
-
-
-def show(name, rows):
-    """Open the plot in a window and wait until it is closed, as the article's code ends."""
-    import matplotlib.pyplot as plt
-    draw(plt.figure(figsize=(7, 6)), name, rows)
-    plt.show()
-
-
-def decades(axes):
-    """Make the y axis, of what is drawn already, a logarithmic one over whole decades; or say that it is bare."""
-    low, high = axes.dataLim.minposy, axes.dataLim.y1
-    if 0 < low <= high < np.inf:
-        axes.set_yscale('log', nonpositive='mask')
-        axes.set_ylim(10 ** np.floor(np.log10(low * 0.99)), 10 ** np.ceil(np.log10(high * 1.01)))
-    else:
-        axes.set_title('nothing finite to draw', fontsize='medium', color='r')
-        axes.set_yticks([])
-
-
-def draw(figure, name, rows):
-    """Accuracy as `b+` and loss as `r*`, the article's marks, on panels that share the epochs."""
-    losses, accuracies = zip(*rows, strict=True)
-    epochs = range(1, len(rows) + 1)
-    figure.set_layout_engine('constrained')
-    upper, lower = figure.subplots(2, sharex=True)
-    upper.plot(epochs, accuracies, 'b+')
-    upper.set(title=name, ylabel='test accuracy', ylim=(-0.02, 1.02))
-    lower.plot(epochs, losses, 'r*')
-    lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
-    lower.ticklabel_format(axis='y', useOffset=False)       # 2299.3, not -0.7 and "+2300" above
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    missing = len(rows) - np.isfinite(losses).sum()
-    if missing:     # such points are not drawn, and an empty panel would not say why
-        lower.set_title(f'loss is not finite in {missing} of {len(rows)} epochs', fontsize='medium', color='r')
-    if missing == len(rows):
-        lower.set_yticks([])

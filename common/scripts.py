@@ -1,0 +1,51 @@
+"""The experiments' scripts: which there are, their text, and whether two of them are the same."""
+import ast
+import re
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# {experiment's number: path}. An alexnet8.py beside the seven is an eighth experiment.
+SCRIPTS = {int(found[1]): path for path in ROOT.glob('alexnet*.py')
+           if (found := re.fullmatch(r'alexnet(\d+)\.py', path.name))}
+SCRIPTS = dict(sorted(SCRIPTS.items()))
+
+
+def source(script):
+    """The text of the Python script at path script, as Python reads it, whatever its encoding."""
+    with tokenize.open(script) as file:
+        return file.read()
+
+
+def description(source):
+    """The first line of a script's docstring, a str."""
+    return (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
+
+
+def same(source, other):
+    """Whether two sources are the same script: the same syntax tree, docstrings left out.
+
+    Comments and spacing change nothing. Raises SyntaxError where one is no Python.
+    """
+    return _tree(source) == _tree(other)
+
+
+def code_lines(source):
+    """The lines of a Python source, a list of str, docstrings left out: how a difference is shown."""
+    lines = source.removesuffix('\n').split('\n')       # as ast counts them, to which \f ends no line
+    for node in _with_docstring(ast.parse(source)):
+        for number in range(node.body[0].lineno - 1, node.body[0].end_lineno):
+            lines[number] = None
+    return [line for line in lines if line is not None]
+
+
+def _tree(source):
+    tree = ast.parse(source)
+    for node in _with_docstring(tree):
+        del node.body[0]
+    return ast.dump(tree)
+
+
+def _with_docstring(tree):
+    return [node for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None]
