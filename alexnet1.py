@@ -2,12 +2,7 @@
 
 Weights are drawn from a normal distribution of deviation 1, cut off at 2 (which leaves 0.88); biases are 0.1.
 
-The article printed                                         Recorded here (results/reference/alexnet1.csv)
-step 0, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085
-step 1, loss nan, testing accuracy 0.08500000089406967      loss nan, testing accuracy 0.085
-
-With --loss stable, which is not in the article (results/reference/alexnet1-stable.csv):
-  epoch 3, loss nan, testing accuracy 0.085
+The article's figures
 """
 from types import SimpleNamespace
 

@@ -3,13 +3,13 @@
 Differs from alexnet2.py: every layer but the last is normalized before its ReLU, and local response
 normalization is gone. In evaluation, too, a batch is normalized with its own mean and variance.
 
+The article prints "step 1" on all four lines; the epochs are from its author's own records.
+
 The article's figures                                       Recorded here (results/reference/alexnet6.csv)
 epoch 1, loss 44.443394, testing accuracy 0.979             loss 50.19609, testing accuracy 0.986
 epoch 2, loss 34.873466, testing accuracy 0.988             loss 36.836395, testing accuracy 0.993
 epoch 49, loss 13.521537, testing accuracy 0.992            none yet
 epoch 50, loss 10.757448, testing accuracy 0.991            none yet
-
-The article prints "step 1" on all four lines; the epochs are from its author's own records.
 """
 from types import SimpleNamespace
 

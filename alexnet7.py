@@ -1,13 +1,9 @@
 """Experiment 7: batch normalization on experiment 1's initialization.
 
-Differs from alexnet6.py: weights and biases are created as in alexnet1.py.
+Differs from alexnet6.py: weights and biases are created as in alexnet1.py. The article
+prints no figures, only "the model still cannot converge".
 
-The article says                                            Recorded here (results/reference/alexnet7.csv)
-no figures: "the model still cannot converge"               epoch 1, loss nan, testing accuracy 0.085
-
-With --loss stable, which is not in the article (results/reference/alexnet7-stable.csv):
-  epoch 1, loss 9783.347, testing accuracy 0.792
-  epoch 5, loss 3770.23, testing accuracy 0.909
+The article's figures
 """
 from types import SimpleNamespace
 

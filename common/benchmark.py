@@ -15,7 +15,6 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common import mnist
-from common.command_line import TRAIN_IMAGES, between
+from common import mnist, options
 from common.images import image_shape_scale
-from common.records import ROOT, environment
+from common.machine import environment
+from common.options import TRAIN_IMAGES, between
 from common.run import Run
+from common.scripts import ROOT, SCRIPTS
 from common.terminal import LiveLine
 
 import tensorflow.compat.v1 as tf  # isort: skip
@@ -43,12 +43,12 @@ def main():
     """Measure, print a table, and with --json write every sample."""
     parser = argparse.ArgumentParser(prog='python -m common.benchmark', allow_abbrev=False, description=(
         "Seconds an iteration: the article's way against this suite's float32 and bfloat16, in turn."))
-    parser.add_argument('--experiment', type=int, choices=range(1, 8), default=2, metavar='N',
-                        help='1 to 7 (default: 2)')
+    parser.add_argument('--experiment', type=int, choices=SCRIPTS, default=2, metavar='N',
+                        help='(default: 2)')
     parser.add_argument('--iterations', type=between(1, 1000), default=10, metavar='K',
                         help='of each way (default: 10)')
     parser.add_argument('--batch-size', type=between(1, TRAIN_IMAGES), default=200, metavar='N', help='(default: 200)')
-    parser.add_argument('--data-dir', type=Path, default=ROOT / 'MNIST_data', metavar='DIR',
+    parser.add_argument('--data-dir', type=options.folder, default=options.DATA_DIR, metavar='DIR',
                         help="folder of MNIST's four files (default: MNIST_data)")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write every sample, too')
     parser.add_argument('--way', choices=WAYS, help=argparse.SUPPRESS)
@@ -194,7 +194,7 @@ class TimedRun(Run):
     def session(self, config):
         """As in Run; the graph is there by then."""
         sys.stdin.readline()
-        report(**work_of(tf.get_default_graph(), self._options['batch_size']), precision=self._precision)
+        report(**work_of(tf.get_default_graph(), self.record['options']['batch_size']), precision=self._precision)
         return super().session(config)
 
     def batches(self, i):
@@ -215,7 +215,7 @@ class TimedRun(Run):
         self._stepped = time.perf_counter()
         self._step = self._stepped - start
 
-    def iteration_done(self, training_accuracy):
+    def iteration_done(self, train_accuracy):
         """Report an iteration."""
         accuracy = time.perf_counter() - self._stepped
         self._peak_training = peak_memory()
@@ -261,7 +261,11 @@ def article(module, given):
 
 
 def peak_memory():
-    """The most memory that this process has held, in bytes."""
+    """The most memory that this process has held, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:     # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 

@@ -1,5 +1,6 @@
 """Why a training loss is not finite: the loss formula, or an overflow."""
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 
 def largest_logit_gap(output):
@@ -9,6 +10,13 @@ def largest_logit_gap(output):
     """
     with np.errstate(invalid='ignore'):
         return float(np.ptp(output.astype(np.float64), axis=1).max())
+
+
+def largest_weight():
+    """The largest absolute value of the default graph's trainable variables, a float."""
+    # One variable at a time, for that of fc1 alone takes 150 MB.
+    sess = tf.get_default_session()
+    return float(np.max([(weights.max(), -weights.min()) for weights in map(sess.run, tf.trainable_variables())]))
 
 
 def explain(loss_method, output, y_output, y):

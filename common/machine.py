@@ -1,6 +1,7 @@
 """What a run is made with, besides its script: versions, hardware, memory."""
 import contextlib
 import hashlib
+import math
 import os
 import platform
 from pathlib import Path
@@ -24,8 +25,10 @@ def environment(tf):
 
 
 def memory():
-    """The machine's memory in bytes, or what a container leaves of it."""
-    limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+    """The machine's memory in bytes, or what a container leaves of it; inf where the system does not tell."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
     with contextlib.suppress(OSError, ValueError):      # ValueError: 'max', for no limit
         limits.append(int(Path('/sys/fs/cgroup/memory.max').read_text()))
     return min(limits)
@@ -51,4 +54,6 @@ def _hardware(tf):
     name = cpu.get('model name') or platform.processor() or platform.machine()
     if 'cpu family' in cpu:     # virtual machines give one name to CPUs that differ by a factor of two in speed
         name += f' (family {cpu["cpu family"]}, model {cpu["model"]})'
-    return f'{name}, {os.cpu_count()} CPUs'
+    # Of a shared machine, a container or a cluster's job has only some.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return f'{name}, {count} CPUs'

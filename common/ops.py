@@ -3,14 +3,17 @@
 local_response_normalization, moments and batch_normalization take the place of TensorFlow's: the same
 figures, forward and backward, each in one to three passes over memory, compiled by XLA. Their arithmetic
 is float32 in either precision; `precision` says in which type they read and write the large tensors.
-Where TensorFlow sees a GPU, they are TensorFlow's own.
+Where TensorFlow sees a GPU, or has no XLA, they are TensorFlow's own.
 """
 import contextlib
 import os
+from functools import cache
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+
+from common import machine
 
 _stored_as = tf.float32
 
@@ -62,9 +65,9 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
     """tf.nn.local_response_normalization: input [batch, height, width, channels] float32 to the same shape.
 
     Each value is divided by (bias + alpha * the sum of squares over 2 * depth_radius + 1 channels) ** beta.
-    A ReLU before it is computed along with it, so that no gradient is to be had for that ReLU's output.
+    A ReLU before it is computed along with it, so that ReLU's output has no gradient.
     """
-    if on_gpu():
+    if not fuses():
         return tf.nn.local_response_normalization(input, depth_radius, bias, alpha, beta, name=name)
     input = tf.convert_to_tensor(input)
     after_relu = input.op.type == 'Relu'
@@ -121,7 +124,7 @@ def local_response_normalization(input, depth_radius=5, bias=1, alpha=1, beta=0.
 
 def moments(x, axes):
     """tf.nn.moments over all axes but the last: x [batch, ..., n] float32 to mean and variance, [n]."""
-    if on_gpu():
+    if not fuses():
         return tf.nn.moments(x, axes)
     if list(axes) != list(range(len(x.shape) - 1)):
         raise ValueError(f'axes must be all but the last, not {axes}')
@@ -154,7 +157,7 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
 
     (x - mean) / sqrt(variance + variance_epsilon) * scale + offset.
     """
-    if on_gpu():
+    if not fuses():
         return tf.nn.batch_normalization(x, mean, variance, offset, scale, variance_epsilon)
 
     @_fused
@@ -180,9 +183,47 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
         return tf.cast(normalized(*inputs), tf.float32)
 
 
+def available(name):
+    """The precision that a run has here which asks for `name`: 'float32' or 'bfloat16'."""
+    return name if name == 'float32' or can_use_bfloat16() else 'float32'
+
+
+def remarks(asked, precision):
+    """What a user should know of the precision that was asked for and the one that runs: a list of lines."""
+    lines = []
+    if precision != asked:
+        why = 'is for the CPU' if on_gpu() else 'is not available: this TensorFlow cannot use it on this CPU'
+        lines.append(f'bfloat16 {why}. The run uses float32')
+    if precision == 'bfloat16' and not machine.native_bfloat16():
+        lines.append('this CPU has no instructions for bfloat16: float32 would be faster')
+    if not on_gpu() and not fuses():
+        lines.append("this TensorFlow has no XLA: its own normalizations are used, which are slower")
+    return lines
+
+
+def device():
+    """Where the graph runs, in words."""
+    return 'on /gpu:0' if on_gpu() else 'on the CPU (no GPU found)'
+
+
 def on_gpu():
     """Whether TensorFlow sees a GPU."""
     return bool(tf.config.list_physical_devices('GPU'))
+
+
+def fuses():
+    """Whether the operations here are compiled by XLA: on a CPU, where TensorFlow has it."""
+    return not on_gpu() and _compiles()
+
+
+@cache
+def _compiles():
+    """Whether a compiled function runs. XLA is left out of some builds of TensorFlow, such as that for Windows."""
+    try:
+        with tf.Graph().as_default(), tf.Session() as sess:
+            return sess.run(_fused(lambda x: x + x)(tf.constant(1.0))) == 2
+    except (tf.errors.OpError, ValueError, NotImplementedError):
+        return False
 
 
 def _fused(function):

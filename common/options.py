@@ -1,33 +1,34 @@
 """The command line that all seven scripts share."""
 import argparse
-import ast
 import os
 import re
+import secrets
+import shlex
 import sys
 from pathlib import Path
 
-from common import records
-from common.records import ROOT
+from common import plots
+from common.scripts import ROOT
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
+DATA_DIR, RESULTS_DIR = ROOT / 'MNIST_data', ROOT / 'results'
 
 
 def defaults(training_epoch=50, batch_size=200):
-    """The options that a record keeps, a dict: what they are where they are not given."""
+    """The options that a record keeps, a dict, with the values that they have where they are not given."""
     return {'epochs': training_epoch, 'train_images': TRAIN_IMAGES, 'test_images': 1000, 'batch_size': batch_size,
             'seed': None, 'loss': 'manual', 'precision': 'float32', 'log_every': 1}
 
 
-def parser(script, defaults):
-    """The argparse parser of the script at path script, whose docstring's first line describes it.
+def parser(program, description, defaults):
+    """The argparse parser of a script.
 
     An option that a record keeps has no default here, so that --resume can tell what was given.
     """
-    description, _, _ = (ast.get_docstring(ast.parse(records.source(script))) or '').partition('\n')
     parser = argparse.ArgumentParser(
-        prog=script.name, description=description, allow_abbrev=False,
-        epilog='Exit status: 0 done, also where the loss became nan; 2 a bad command line; 130 after Ctrl-C, 143 after '
-               'SIGTERM; 1 anything else.')
+        prog=program, description=description, allow_abbrev=False,
+        epilog='Exit status: 0 done, also where the loss became nan; 2 a bad command line; 128 + its number after a '
+               'signal (130 for Ctrl-C); 1 anything else.')
     add = parser.add_argument
 
     def add_recorded(option, help, **keywords):
@@ -38,8 +39,8 @@ def parser(script, defaults):
     add_recorded('--test-images', 'test on the first N images', type=between(1, TEST_IMAGES), metavar='N')
     add_recorded('--batch-size', 'images in a batch', type=between(1, TRAIN_IMAGES), metavar='N')
     add_recorded('--seed', 'for variables, dropout and data order', type=between(0, 2**32 - 1), metavar='S')
-    add_recorded('--loss', "manual: the article's method 1, a sum over the batch that can underflow to nan; builtin: "
-                 'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual without its '
+    add_recorded('--loss', "manual: the article's method 1, a sum over the batch, which can underflow to nan; builtin: "
+                 'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual, which cannot '
                  'underflow', choices=['manual', 'builtin', 'stable'])
     add_recorded('--precision', 'bfloat16: on a CPU, convolutions and matrix products in bfloat16, variables and loss '
                  'in float32; faster where the CPU has instructions for it', choices=['float32', 'bfloat16'])
@@ -48,22 +49,18 @@ def parser(script, defaults):
     add('--name', type=_name, help="the run's name; NAME-2, -3, ... where it is taken (default: the script's)")
     add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
         help="go on with that run, or with this script's newest unfinished one")
-    add('--probe', action='store_true', help='look at how one batch gets through the network before any training, '
-        'and stop')
     add('--stop-on-nan', action='store_true', help='end at the first training loss that is not finite')
     add('--tensorboard', action='store_true', help='write scalars for TensorBoard, too')
     add('--show', action='store_true', help='open the plot in a window at the end')
-    add('--data-dir', type=folder, default=ROOT / 'MNIST_data', metavar='DIR',
+    add('--data-dir', type=folder, default=DATA_DIR, metavar='DIR',
         help="folder of MNIST's four files (default: MNIST_data)")
-    add('--results-dir', type=folder, default=ROOT / 'results', metavar='DIR',
+    add('--results-dir', type=folder, default=RESULTS_DIR, metavar='DIR',
         help="folder of a run's files (default: results)")
-    add('--checkpoint-dir', type=folder, metavar='DIR', help='folder of checkpoints (default: .checkpoints in the '
-        'results folder)')
     return parser
 
 
 def parse(parser, script):
-    """The command line of the script at path script, an argparse namespace; what contradicts itself is refused."""
+    """The command line of the script at path `script`, a namespace. What contradicts itself is refused."""
     given = parser.parse_args()
     if given.resume is not None and given.name is not None:
         parser.error('--name is for a new run: --resume takes a name itself')
@@ -72,11 +69,18 @@ def parse(parser, script):
             given.name = _name(re.sub(r'[^\w.+=-]', '-', script.stem))
         except argparse.ArgumentTypeError as error:
             parser.error(f'{error}: give a --name')
-    if given.resume is not None and given.probe:
-        parser.error('--probe looks at a network before training: it goes with no --resume')
-    if given.show and not records.can_show():
+    if given.show and not plots.can_show():
         parser.error('--show: no window can be opened here; the plot is saved beside the CSV in any case')
     return given
+
+
+def chosen(parser, given, defaults):
+    """The options of a new run, a dict: those given, the defaults, and a seed. What does not fit is refused."""
+    options = defaults | {name: getattr(given, name) for name in defaults if hasattr(given, name)}
+    check(parser, options)
+    if options['seed'] is None:
+        options['seed'] = secrets.randbelow(2**31)
+    return options
 
 
 def check(parser, options):
@@ -106,7 +110,7 @@ def _name(text):
 
 
 def folder(text):
-    """An argparse type: the path of a folder, which may be one yet to be made."""
+    """An argparse type: the path of a folder. It need not exist yet."""
     if not text:
         raise argparse.ArgumentTypeError("'' is not a folder")
     path = Path(text)
@@ -114,9 +118,6 @@ def folder(text):
         nearest = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
         if not nearest.is_dir():
             raise argparse.ArgumentTypeError(f'{nearest} is not a folder')
-        os.lstat(path)
-    except FileNotFoundError:           # it will be made
-        pass
     except OSError as error:
         raise argparse.ArgumentTypeError(f'{text[:50]}: {error.strerror}') from None
     return path
@@ -131,5 +132,16 @@ def shown(path):
 
 
 def argv():
-    """The command line's arguments, of absolute paths the last part alone."""
+    """The command line's arguments. An absolute path is cut to its last part."""
     return [re.sub(r'^(--[\w-]+=)?/.*/(?=[^/])', r'\1', argument) for argument in sys.argv[1:]]
+
+
+def resume_command(given, name):
+    """The command that goes on with the run `name`, which was started with the namespace `given`."""
+    folders = [word for option, default in (('data_dir', DATA_DIR), ('results_dir', RESULTS_DIR))
+               if getattr(given, option) != default
+               for word in (f'--{option.replace("_", "-")}', str(getattr(given, option)))]
+    switches = [f'--{option.replace("_", "-")}' for option in ('stop_on_nan', 'tensorboard', 'show')
+                if getattr(given, option)]
+    python = str(shown(Path(sys.executable or 'python')))
+    return shlex.join([python, sys.argv[0], '--resume', name, *folders, *switches])

@@ -1,21 +1,81 @@
-"""One batch through a fresh network, before any training: `--probe`.
+"""One batch through a fresh network, before any training: how the signal gets from layer to layer.
 
-Looks at how the signal, what of a layer's output differs from image to image, gets through the network. It
-dies where the initial weights are too small and explodes where they are too large; the plain deviation of a
-layer's outputs hides the first, for biases keep it up and are the same for all images.
+    python -m common.probe alexnet2.py --seed 1
+
+The signal is what of a layer's output differs from image to image. It dies where the initial weights are too small,
+and explodes where they are too large. The plain deviation of a layer's output hides the first: biases keep it up, and
+they are the same for all images.
 """
+import argparse
+import importlib.util
+import secrets
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from matplotlib.figure import Figure
 
+from common import evaluation, mnist, options, plots
 from common.divergence import describe, explain, largest_logit_gap
-from common.records import Refused, decades, replacing
+from common.images import image_shape_scale
+from common.records import Refused
 
 # By which the signal may fall or rise from the first layer to fc1. In the article's experiments it falls by more
 # than 100 in those that sit on a plateau, and changes by less than 10 in those that learn at once.
 FACTOR = 20
+
+
+def main():
+    """Look at the script that the command line names; status 1 with one line on stderr where that cannot be."""
+    parser = argparse.ArgumentParser(prog='python -m common.probe', allow_abbrev=False, description=(
+        'Send one batch through the network of a script before any training, and see how far the signal gets: what of '
+        "a layer's output differs from image to image. Prints a table and draws results/NAME-probe.png."))
+    parser.add_argument('script', type=Path, help='such as alexnet2.py')
+    parser.add_argument('--seed', type=options.between(0, 2**32 - 1), metavar='S',
+                        help='for variables, dropout and data order, as in a run (default: drawn at random)')
+    parser.add_argument('--batch-size', type=options.between(2, options.TRAIN_IMAGES), default=200, metavar='N',
+                        help='images in the batch (default: 200)')
+    parser.add_argument('--loss', choices=['manual', 'builtin', 'stable'], default='manual',
+                        help='as in a run (default: manual)')
+    parser.add_argument('--data-dir', type=options.folder, default=options.DATA_DIR, metavar='DIR',
+                        help="folder of MNIST's four files (default: MNIST_data)")
+    parser.add_argument('--results-dir', type=options.folder, default=options.RESULTS_DIR, metavar='DIR',
+                        help='folder for the figure (default: results)')
+    given = parser.parse_args()
+    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
+    tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
+    try:
+        module = load(given.script)
+        data = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0, seed=seed)
+        batch_xs, batch_ys = data.train.next_batch(given.batch_size)
+        print(f'{parser.prog}: {given.script.name}, one batch of {given.batch_size} images, loss {given.loss}, seed '
+              f'{seed}', file=sys.stderr)
+        config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
+        with tf.Graph().as_default(), tf.Session(config=config) as sess:
+            tf.set_random_seed(seed)
+            g = module.build_graph(given.loss)
+            sess.run(tf.global_variables_initializer())
+            seen = look(g, sess, evaluation.feed(g, image_shape_scale(batch_xs), batch_ys))
+        print(table(seen, given.loss), flush=True)
+        given.results_dir.mkdir(parents=True, exist_ok=True)
+        path = given.results_dir / f'{given.script.stem}-probe.png'
+        plots.save(plots.probe_figure(given.script.stem, seen, verdict(seen, given.loss)), path)
+        print(f'{parser.prog}: {options.shown(path)}', file=sys.stderr)
+    except (Refused, mnist.Unavailable, ImportError, OSError) as error:
+        sys.exit(f'{parser.prog}: {error}')
+
+
+def load(script):
+    """The module of the script at a path. Raises Refused where there is none, or it has no build_graph."""
+    if not script.is_file() or script.suffix != '.py':
+        raise Refused(f'there is no script {script}')
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'build_graph'):
+        raise Refused(f'{script} has no build_graph')
+    return module
 
 
 def look(g, sess, feed_dict):
@@ -26,12 +86,10 @@ def look(g, sess, feed_dict):
     seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and labels,
     [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
     """
-    if len(feed_dict[g.y]) < 2:
-        raise Refused('--probe looks at what differs from image to image: give --batch-size 2 or more')
     names = list(dict.fromkeys(map(_layer, g.W_conv)))
     missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
     if missing or 'fc1' not in names:
-        raise Refused(f'--probe needs a tensor of the name of each layer of W_conv, and fc1: there is no '
+        raise Refused(f'the script needs a tensor named like each layer of W_conv, and fc1: there is no '
                       f'{", ".join(missing) or "fc1"}')
     activations = {name: before_dropout(getattr(g, name)) for name in names}
     # Beside the script's own loss, each method's: the same arithmetic on the same logits.
@@ -103,33 +161,6 @@ def table(seen, loss_method):
         verdict(seen, loss_method)])
 
 
-def draw(seen, loss_method, name, path):
-    """The table as a figure: signal and deviation, zeros, gradients, from layer to layer."""
-    figure = Figure(figsize=(8, 7), layout='constrained')
-    upper, middle, lower = figure.subplots(3, sharex=True, height_ratios=[2, 1, 1])
-    names = [layer.name for layer in seen.layers]
-
-    def line(axes, attribute, style, label):
-        axes.plot(names, [getattr(layer, attribute) for layer in seen.layers], style, label=label)
-    line(upper, 'deviation', 's--', 'deviation')
-    line(upper, 'signal', 'o-', 'signal: deviation across images')
-    decades(upper)
-    upper.set_ylabel('layer output')
-    upper.legend()
-    line(middle, 'zeros', 'o-', None)
-    middle.set(ylabel='share of zeros', ylim=(-0.05, 1.05))
-    line(lower, 'gradient', 'o-', None)
-    lower.set_ylabel('|gradient| / |weights|')
-    decades(lower)
-    for axes in upper, middle, lower:
-        axes.grid(color='0.9')
-    if seen.masked:
-        lower.set_xlabel(f"{seen.masked[0]}'s dropout is in the signal of the layers after it")
-    figure.suptitle(f'{name}: {verdict(seen, loss_method)}', wrap=True, fontsize='medium')
-    with replacing(path) as file:
-        figure.savefig(file, format='png', dpi=120)
-
-
 def _layer(key):
     """The layer that a key of W_conv belongs to: conv4_1 and conv4_2 are conv4's."""
     return key.partition('_')[0]
@@ -139,3 +170,7 @@ def _norm(name, arrays):
     """The norm of those of a dict's arrays that are the layer's."""
     return np.sqrt(sum(np.square(array, dtype=np.float64).sum() for key, array in arrays.items()
                        if _layer(key) == name))
+
+
+if __name__ == '__main__':
+    main()

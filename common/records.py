@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import os
+import re
 
 import numpy as np
 
@@ -162,8 +163,8 @@ def replacing(path):
 
 
 def fsync(path):
-    """Wait until the disk holds a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the disk holds a file, or the names in a folder. Raises OSError where a folder cannot be synced."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)     # Windows syncs no file that is read
     try:
         os.fsync(descriptor)
     finally:
@@ -199,13 +200,21 @@ def _fits(value, kind):
 def read_rows(path, count=None):
     """The CSV at path, or its first `count` lines: a list of (loss, accuracy), numpy.float32.
 
-    Raises Refused where a line is not that or lines are missing, OSError where it cannot be read.
+    Without a count, a header that names loss and then accuracy is skipped, and so are blank lines at the end: other
+    tools write them. Raises Refused where a line is not two numbers or lines are missing, OSError where the file
+    cannot be read.
     """
     lines = path.read_bytes().removeprefix(b'\xef\xbb\xbf').splitlines()
     if count is not None and len(lines) < count:
         raise Refused(f'{path} is damaged: {len(lines)} lines, where {count} epochs are done')
+    numbered = list(enumerate(lines[:count], 1))
+    if count is None:
+        while numbered and not numbered[-1][1].strip():
+            del numbered[-1]
+        if lines and re.fullmatch(rb'[^,]*loss[^,]*,[^,]*acc[^,]*', lines[0].lower()):
+            del numbered[0]
     rows = []
-    for number, line in enumerate(lines[:count], 1):
+    for number, line in numbered:
         try:
             loss, accuracy = map(float, line.split(b','))
         except ValueError:

@@ -1,6 +1,7 @@
 """The experiments' scripts: which there are, their text, and whether two of them are the same."""
 import ast
 import re
+import sys
 import tokenize
 from pathlib import Path
 
@@ -15,6 +16,15 @@ def source(script):
     """The text of the Python script at path script, as Python reads it, whatever its encoding."""
     with tokenize.open(script) as file:
         return file.read()
+
+
+def source_at_start(script):
+    """The text of the script that this process runs, as Python read it, for it may have been edited since.
+
+    For any other script, its text now.
+    """
+    path, text = _STARTED
+    return text if path == Path(script).resolve() else source(script)
 
 
 def description(source):
@@ -49,3 +59,15 @@ def _tree(source):
 def _with_docstring(tree):
     return [node for node in ast.walk(tree)
             if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None]
+
+
+def _started():
+    """The path and the text of the script that this process runs, or (None, '')."""
+    try:
+        path = Path(sys.modules['__main__'].__file__).resolve()
+        return path, source(path)
+    except (AttributeError, OSError, SyntaxError, UnicodeDecodeError):      # an interactive Python, or no script
+        return None, ''
+
+
+_STARTED = _started()       # read here, before TensorFlow's import takes its seconds

@@ -1,39 +1,48 @@
-"""What passes between a run and whoever started it: Ctrl-C, and a line that shows where it is."""
+"""What passes between a run and whoever started it: signals, and a line that shows where the run is."""
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
+import time
+
+# Ctrl-C; a job that is ended; a terminal that closes; a cluster's warning that the machine will be taken away.
+ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
 
 
 class Interrupted(Exception):
-    """The user asked the run to end. Its argument is the signal's number."""
+    """A signal asks the run to end. Its argument is the signal's number."""
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: the first asks the run to end, a second ends the process at once.
+    """The first signal asks the run to end; a second ends the process at once.
 
-    Python runs its signal handlers between two bytecodes, and a training step is one that takes
-    seconds. So a thread reads the signals' numbers from the wake-up file, to which they come at once.
+    Python calls its own handlers between two bytecodes, but a training step is one call that takes
+    seconds. So a thread reads the numbers from the wake-up socket, where they arrive at once.
+    say: called with one line when the first signal comes.
     """
 
-    def __init__(self, run):
-        self._run = run
-        self._received = None
+    def __init__(self, say):
+        self._say = say
+        self._received, self._write, self._before = None, None, {}
 
     def start(self):
-        """Take the signals over."""
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
-                        if signal.getsignal(number) != signal.SIG_IGN}     # as SIGINT is in a script's background job
-        signal.set_wakeup_fd(write)
+        """Take the signals over. One that is ignored stays so: under `nohup`, or in a script's background."""
+        read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in ENDING
+                        if signal.getsignal(number) != signal.SIG_IGN}
+        signal.set_wakeup_fd(self._write.fileno())
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
     def stop(self):
         """Give them back."""
-        signal.set_wakeup_fd(-1)
+        if self._before:
+            signal.set_wakeup_fd(-1)
+            self._write.close()         # which ends the thread
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -43,18 +52,29 @@ class Signals:
             raise Interrupted(self._received)
 
     def _watch(self, read):
-        while True:
-            number = os.read(read, 1)[0]
+        while received := read.recv(1):
+            number = received[0]
             if number in self._before:
                 if self._received:
-                    os._exit(128 + number)      # every file is whole at any moment
+                    die(number)
                 self._received = number
-                with contextlib.suppress(OSError):
-                    self._run.say(f'{self._run.program}: ending after this iteration; once more ends it at once')
+                self._say('ending after this iteration; a second signal ends it at once')
+
+
+def die(number):
+    """End the process by a signal, so that the shell loop that it stands in ends, too."""
+    for stream in sys.stdout, sys.stderr:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # The default action; signal.signal would refuse to set it on a thread.
+    set_handler = ctypes.pythonapi.PyOS_setsig
+    set_handler.restype = ctypes.c_void_p
+    set_handler(int(number), None)
+    os.kill(os.getpid(), number)
 
 
 class LiveLine:
-    """A line at the foot of the terminal that overwrites itself; nothing where stderr is no terminal."""
+    """A line at the foot of the terminal that overwrites itself. Where stderr is no terminal, nothing is shown."""
 
     def __init__(self):
         self._on = sys.stderr.isatty()
@@ -69,3 +89,31 @@ class LiveLine:
     def clear(self):
         """Blank the line, so that something else can be printed."""
         self.show('')
+
+
+class Pace:
+    """How long the rest of `total` iterations will take.
+
+    Attributes: done, the iterations so far.
+    """
+
+    def __init__(self, total):
+        self._total, self._start = total, None
+        self.done = 0
+
+    def tick(self):
+        """Count an iteration. Returns the seconds that are left, or None after the first, which is slower."""
+        self.done += 1
+        now = time.monotonic()
+        if self.done == 1:
+            self._start = now
+            return None
+        return (now - self._start) / (self.done - 1) * (self._total - self.done)
+
+
+def duration(seconds):
+    """A time in words, for a person."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60} min'

@@ -1,4 +1,10 @@
+"""Fixtures: MNIST, narrow copies of the scripts, and runs of them, in this process or in one of their own.
+
+A run in this process saves the five seconds of TensorFlow's import. A process of its own is for what ends or kills it.
+"""
+import functools
 import gc
+import json
 import os
 import re
 import runpy
@@ -6,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,19 +20,30 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'       # what is expected here is what a CPU does
 
-from common import mnist  # noqa: E402
+from common import mnist, scripts  # noqa: E402
 
+SCRIPTS = [path.stem for path in scripts.SCRIPTS.values()]
+FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 PRELUDE = '''
 import runpy, sys
 del sys.argv[0]
 {prelude}
 runpy.run_path(sys.argv[0], run_name='__main__')
 '''
-SCRIPTS = [f'alexnet{n}' for n in range(1, 8)]
 
 
 def last_line(stderr):
     return stderr.strip().splitlines()[-1]
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def snapshot(folder):
+    """Every file below a folder, with its content."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 @pytest.fixture(scope='session')
@@ -35,9 +53,43 @@ def mnist_dir():
     return ROOT / 'MNIST_data'
 
 
+@pytest.fixture(scope='session')
+def data_sets(mnist_dir):
+    """read_data_sets that reads and verifies the files once for all tests of this process."""
+    return functools.cache(mnist.read_data_sets)
+
+
+@pytest.fixture
+def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
+    """Run a script, by name or path, in this process, as a user would in tmp_path, with its results in results/.
+
+    Returns (exit status, stdout, stderr). What must be patched for it, the test patches.
+    """
+    def run(script, *options):
+        from common import opening
+        path = ROOT / f'{script}.py' if isinstance(script, str) else script
+        command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
+        monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+        monkeypatch.setattr(scripts, '_STARTED', (path.resolve(), scripts.source(path)))
+        monkeypatch.setattr(opening, 'mnist', SimpleNamespace(read_data_sets=data_sets, DataSet=mnist.DataSet))
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(path), run_name='__main__')
+        except SystemExit as end:       # what the interpreter does with it
+            status = end.code or 0
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        gc.collect()                    # a process that ends gives its locks back
+        return status, *capfd.readouterr()
+    return run
+
+
 @pytest.fixture
 def start(tmp_path, mnist_dir):
-    """Start a script, by name or path, as a user would, with its results in tmp_path/results.
+    """Start a script, by name or path, in a process of its own, with its results in tmp_path/results: a Popen.
 
     Keywords go to Popen; `prelude` is a program to run first in the same process.
     """
@@ -58,40 +110,6 @@ def start(tmp_path, mnist_dir):
     for process in started:
         process.kill()
         process.wait()
-
-
-@pytest.fixture
-def run(start):
-    """Run a script to its end and return (exit status, stdout, stderr)."""
-    def run(script, *options, **keywords):
-        process = start(script, *options, **keywords)
-        stdout, stderr = process.communicate(timeout=300)
-        return process.returncode, stdout, stderr
-    return run
-
-
-@pytest.fixture
-def refuse(tmp_path, mnist_dir, monkeypatch, capfd):
-    """As `run`, but in this process, which saves the seconds of TensorFlow's import: for what must end before its graph
-    is built."""
-    def refuse(script, *options):
-        from common.run import Run
-        path = ROOT / f'{script}.py' if isinstance(script, str) else script
-        command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
-        monkeypatch.setattr(sys, 'argv', list(map(str, command)))
-        monkeypatch.setattr(Run, '__enter__', lambda _: pytest.fail('it was not refused'))
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        try:
-            runpy.run_path(str(path), run_name='__main__')
-        except SystemExit as end:       # what the interpreter does with it
-            status = end.code
-            if isinstance(status, str):
-                print(status, file=sys.stderr)
-                status = 1
-        gc.collect()                    # a process that ends gives its locks back
-        return status, *capfd.readouterr()
-    return refuse
 
 
 @pytest.fixture

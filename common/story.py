@@ -1,0 +1,130 @@
+"""The generated blocks of results/reference/README.md, the story: each a function block_NAME that returns Markdown."""
+import difflib
+import itertools
+import re
+
+import numpy as np
+
+from common import compare, recorded, scripts, verdicts
+from common.recorded import REFERENCE, Recorded, article_figures, author_figures, grid
+
+PLATEAU = 2250          # the test loss above which an epoch is on the plateau
+PARENTS = {2: 1, 3: 2, 4: 1, 5: 2, 6: 2, 7: 6}
+
+
+def runs(n=None, loss=None):
+    """The recorded runs: all, or those of experiment n, or of a loss method."""
+    return [run for run in recorded.load([REFERENCE], REFERENCE)
+            if n in (None, run.origin[0]) and loss in (None, run.options['loss'])]
+
+
+def code(text, language=''):
+    """A block of code in Markdown."""
+    return f'```{language}\n{text}\n```'
+
+
+def block_difference(n):
+    """The lines in which experiment n differs from the one that it derives from."""
+    parent = PARENTS[int(n)]
+    before, after = (scripts.code_lines(recorded.published()[k]) for k in (parent, int(n)))
+    lines = list(difflib.unified_diff(before, after, n=0, lineterm=''))[2:]
+    kept = [line for line in lines if not line.startswith('@@')]
+    return f'Beside experiment {parent}:\n\n' + code('\n'.join(kept), 'diff') + '\n'
+
+
+def block_figures(n):
+    """The article's figures, its author's record and the recorded runs of experiment n, at the same epochs."""
+    n = int(n)
+    found, printed, author = runs(n), article_figures()[n], author_figures().get(n, {})
+    longest = max(found, key=lambda run: len(run.rows))
+    epochs = sorted(set(printed) | {len(longest.rows)} | ({longest.over} if longest.over else set()))
+    rows = [[epoch, ', '.join(printed.get(epoch, [])), *([', '.join(author[epoch])] if author else []),
+             *(f'{run.losses[epoch - 1]!s}, {run.accuracies[epoch - 1]!s}' if epoch <= len(run.rows) else ''
+               for run in found)] for epoch in epochs]
+    names = [run.name.removeprefix('reference/') for run in found]
+    return grid(['epoch', 'the article', *(["the author's record"] if author else []), *names], rows, True)
+
+
+def block_causes(n):
+    """The first training loss that was not finite, in each run of experiment n."""
+    rows = [[run.name.removeprefix('reference/'), run.options['loss'],
+             f'epoch {found["epoch"]}, iteration {found["iteration"]}', found['cause'],
+             f'{found["largest_logit_gap"]:.4g}' if 'largest_logit_gap' in found else
+             f'logits of {found["images_with_non_finite_logits"]} of {found["images"]} images not finite']
+            for run in runs(int(n)) if (found := run.record['divergence'])]
+    return grid(['run', 'loss method', 'first loss that is not finite', 'cause', 'largest logit gap'], rows, True)
+
+
+def gaps(run):
+    """The largest logit gap of each epoch."""
+    return [epoch['largest_logit_gap'] for epoch in run.record['epochs']]
+
+
+def block_plateaus():
+    """The plateaus of experiments 2, 3 and 5, and the epochs after them."""
+    sides = [(run.name.removeprefix('reference/'), [tuple(map(str, row)) for row in run.rows], gaps(run))
+             for n in (2, 3, 5) for run in runs(n)]
+    sides += [(f"the author's {n}", list(author_figures()[n].values()), []) for n in (2, 3, 5)]
+    columns = []
+    for title, rows, gap in sides:
+        on = next((k for k, (loss, _) in enumerate(rows) if not float(loss) > PLATEAU), len(rows))
+        losses, accuracies = np.float64(rows[:on]).T
+        later = [f'{float(loss):.0f}, {accuracy}' for loss, accuracy in rows[on:on + 4]]
+        if gap:
+            later = [f'{figures}, gap {each:.1f}' for figures, each in zip(later, gap[on:], strict=False)]
+        columns.append([title, on, f'{losses.min():.0f} to {losses.max():.0f}', f'at most {accuracies.max()}',
+                        f'at most {max(gap[:on]):.2f}' if gap else '', *later, *[''] * (4 - len(later))])
+    names = ['', f'epochs at a test loss over {PLATEAU}', 'their test loss', 'their accuracy', 'their largest gap',
+             'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
+    header, *lines = zip(names, *columns, strict=True)
+    return grid(header, lines, True)
+
+
+def block_signals():
+    """The signal at conv1 over that at fc1, before any training, from the probes in results/reference/probe."""
+    found = {}
+    for path in sorted((REFERENCE / 'probe').glob('alexnet*-seed*.txt')):
+        n, seed = re.findall(r'\d+', path.stem)
+        lines = map(str.split, path.read_text().splitlines())
+        signals = {words[0]: float(words[4]) for words in lines if len(words) == 6 and words[0] != 'layer'}
+        found.setdefault(int(n), {})[seed] = signals['fc1'] / signals['conv1']
+    seeds = sorted({seed for each in found.values() for seed in each})
+    return grid(['experiment: from conv1 to fc1 the signal', *(f'seed {seed}' for seed in seeds)], [
+        [n, *(f'falls {1 / each[seed]:.3g} times' if each[seed] < 1 else f'rises {each[seed]:.3g} times'
+              for seed in seeds)] for n, each in found.items()], True)
+
+
+def block_sevenths():
+    """Experiment 7 with a loss that cannot underflow."""
+    return grid(['seed', 'accuracy after each epoch', 'test loss', 'largest logit gap'], [
+        [run.record['seed'], ', '.join(map(str, run.accuracies)), f'{run.losses[0]:.0f} to {run.losses[-1]:.0f}',
+         f'{max(gaps(run)):.0f}'] for run in runs(7, 'stable')], True)
+
+
+def block_verdicts():
+    """The verdicts."""
+    return verdicts.table(verdicts.judge(runs()), True)
+
+
+def block_runs():
+    """Compare's table of the recorded runs."""
+    return compare.overview(runs(), True)
+
+
+def block_precision():
+    """Mean differences between two precisions of a seed, and between two seeds of the precision in which they are
+    closer."""
+    rows = []
+    for n, seeds in (4, range(3)), (6, range(3)):
+        figures = {(precision, seed): Recorded(REFERENCE / f'precision/alexnet{n}-{precision}-{seed}.csv').rows[0]
+                   for precision in ('float32', 'bfloat16') for seed in seeds}
+        row = [n]
+        for k, digits in (0, 1), (1, 4):
+            precisions = np.mean([abs(figures['float32', seed][k] - figures['bfloat16', seed][k]) for seed in seeds])
+            between = min(np.mean([abs(figures[precision, one][k] - figures[precision, other][k])
+                                   for one, other in itertools.combinations(seeds, 2)])
+                          for precision in ('float32', 'bfloat16'))
+            row += [f'{precisions:.{digits}f}', f'{between:.{digits}f}']
+        rows.append(row)
+    return grid(['experiment', 'loss: between precisions', 'between seeds', 'accuracy: between precisions',
+                 'between seeds'], rows, True)
