@@ -3,16 +3,18 @@
 Differs from alexnet1.py: weights are drawn with deviation 0.01, biases around 0.005 with deviation 0.1.
 
 The article's figures                                       Recorded here (results/reference/alexnet2.csv)
-epoch 1, loss 2299.4792, testing accuracy 0.122             loss 2300.8586, testing accuracy 0.127
-epoch 2, loss 2299.8113, testing accuracy 0.117             loss 2301.6287, testing accuracy 0.113
-epoch 11, loss 2293.2812, testing accuracy 0.125            loss 175.51505, testing accuracy 0.932
-epoch 12, loss 1955.1497, testing accuracy 0.391            loss 113.08653, testing accuracy 0.958
-epoch 13, loss 353.29596, testing accuracy 0.866            loss 91.20687, testing accuracy 0.969
+epoch 1, loss 2299.4792, testing accuracy 0.122             loss 2300.858642578125, testing accuracy 0.12700000405311584
+epoch 2, loss 2299.8113, testing accuracy 0.117             loss 2301.628662109375, testing accuracy 0.11299999803304672
+epoch 11, loss 2293.2812, testing accuracy 0.125            loss 175.51504516601562, testing accuracy 0.9319999814033508
+epoch 12, loss 1955.1497, testing accuracy 0.391            loss 113.08653259277344, testing accuracy 0.9580000042915344
+epoch 13, loss 353.29596, testing accuracy 0.866            loss 91.20687103271484, testing accuracy 0.968999981880188
 epoch 14, loss 146.65419, testing accuracy 0.954            none yet
 epoch 44, loss 36.49175, testing accuracy 0.99              none yet
 epoch 45, loss 22.933325, testing accuracy 0.986            none yet
 epoch 46, loss 35.3011, testing accuracy 0.99               none yet
 epoch 47, loss nan, testing accuracy 0.085                  none yet
+epoch 48, loss nan, testing accuracy 0.085                  none yet
+epoch 49, loss nan, testing accuracy 0.085                  none yet
 epoch 50, loss nan, testing accuracy 0.085                  none yet
 """
 from types import SimpleNamespace

@@ -3,11 +3,11 @@
 Differs from alexnet2.py: the learning rate is a placeholder, divided by 10 at steps 30, 50 and 70.
 
 The article's figures                                       Recorded here (results/reference/alexnet3.csv)
-epoch 1, loss 2300.436, testing accuracy 0.117              loss 2301.3687, testing accuracy 0.12
-epoch 2, loss 2299.375, testing accuracy 0.13               loss 2300.74, testing accuracy 0.109
-epoch 10, loss 2290.4155, testing accuracy 0.154            loss 2301.126, testing accuracy 0.118
-epoch 11, loss 678.09644, testing accuracy 0.788            loss 2292.843, testing accuracy 0.135
-epoch 12, loss 178.35306, testing accuracy 0.948            loss 667.716, testing accuracy 0.789
+epoch 1, loss 2300.436, testing accuracy 0.117              loss 2301.36865234375, testing accuracy 0.11999999731779099
+epoch 2, loss 2299.375, testing accuracy 0.13               loss 2300.739990234375, testing accuracy 0.10899999737739563
+epoch 10, loss 2290.4155, testing accuracy 0.154            loss 2301.1259765625, testing accuracy 0.11800000071525574
+epoch 11, loss 678.09644, testing accuracy 0.788            loss 2292.843017578125, testing accuracy 0.13500000536441803
+epoch 12, loss 178.35306, testing accuracy 0.948            loss 667.7160034179688, testing accuracy 0.7889999747276306
 epoch 49, loss 35.42096, testing accuracy 0.988             none yet
 epoch 50, loss 34.458153, testing accuracy 0.988            none yet
 """

@@ -4,8 +4,8 @@ Differs from alexnet1.py: weights and biases come from tf.get_variable, which, g
 draws from glorot_uniform. The biases, too: uniform within +-sqrt(3/n) for n of them.
 
 The article's figures                                       Recorded here (results/reference/alexnet4.csv)
-epoch 1, loss 170.07048, testing accuracy 0.936             loss 148.48935, testing accuracy 0.944
-epoch 2, loss 86.70665, testing accuracy 0.972              loss 83.86792, testing accuracy 0.975
+epoch 1, loss 170.07048, testing accuracy 0.936             loss 148.48934936523438, testing accuracy 0.9440000057220459
+epoch 2, loss 86.70665, testing accuracy 0.972              loss 83.867919921875, testing accuracy 0.9750000238418579
 epoch 50, loss 26.004112, testing accuracy 0.99             none yet
 """
 from types import SimpleNamespace

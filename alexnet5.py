@@ -6,10 +6,10 @@ weights of their own, as in AlexNet on its two GPUs, which split convolution 2 a
 The article numbers these lines 1 to 6; the epochs are from its author's own records.
 
 The article's figures                                       Recorded here (results/reference/alexnet5.csv)
-epoch 1, loss 2297.4663, testing accuracy 0.104             loss 2300.4587, testing accuracy 0.127
-epoch 2, loss 2299.2734, testing accuracy 0.124             loss 2301.6638, testing accuracy 0.11
-epoch 21, loss 2114.1978, testing accuracy 0.301            loss 2290.004, testing accuracy 0.13
-epoch 22, loss 366.07996, testing accuracy 0.872            loss 858.2877, testing accuracy 0.686
+epoch 1, loss 2297.4663, testing accuracy 0.104             loss 2300.458740234375, testing accuracy 0.12700000405311584
+epoch 2, loss 2299.2734, testing accuracy 0.124             loss 2301.663818359375, testing accuracy 0.10999999940395355
+epoch 21, loss 2114.1978, testing accuracy 0.301            loss 2290.00390625, testing accuracy 0.12999999523162842
+epoch 22, loss 366.07996, testing accuracy 0.872            loss 858.2877197265625, testing accuracy 0.6859999895095825
 epoch 49, loss 44.795494, testing accuracy 0.992            none yet
 epoch 50, loss 37.983482, testing accuracy 0.988            none yet
 """

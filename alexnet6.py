@@ -6,8 +6,8 @@ normalization is gone. In evaluation, too, a batch is normalized with its own me
 The article prints "step 1" on all four lines; the epochs are from its author's own records.
 
 The article's figures                                       Recorded here (results/reference/alexnet6.csv)
-epoch 1, loss 44.443394, testing accuracy 0.979             loss 50.19609, testing accuracy 0.986
-epoch 2, loss 34.873466, testing accuracy 0.988             loss 36.836395, testing accuracy 0.993
+epoch 1, loss 44.443394, testing accuracy 0.979             loss 50.19609069824219, testing accuracy 0.9860000014305115
+epoch 2, loss 34.873466, testing accuracy 0.988             loss 36.836395263671875, testing accuracy 0.9929999709129333
 epoch 49, loss 13.521537, testing accuracy 0.992            none yet
 epoch 50, loss 10.757448, testing accuracy 0.991            none yet
 """

@@ -9,6 +9,7 @@ What a script uses:
     records         CSV, JSON and log of a run, each written whole
     evaluation      loss and accuracy on the test images
     divergence      why a training loss is not finite
+    propagation     the signal: what of a layer's output differs from image to image
     mnist           MNIST: found or fetched, verified, served in batches
     images          28x28 to 227x227 with cv2; the next batch meanwhile
     ops             the article's operations, computed faster; bfloat16
@@ -17,6 +18,7 @@ What a script uses:
     terminal        signals, and the line that shows where a run is
     events          scalars for TensorBoard
     plots           every figure, by one style
+    labels          names in a figure, where they cover nothing
 What reads the records:
     recorded        a run read back; the figures of the article and of its author
     verdicts        the article's conclusions as claims that runs can hold or refute

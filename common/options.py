@@ -39,14 +39,14 @@ def parser(program, description, defaults):
     add_recorded('--test-images', 'test on the first N images', type=between(1, TEST_IMAGES), metavar='N')
     add_recorded('--batch-size', 'images in a batch', type=between(1, TRAIN_IMAGES), metavar='N')
     add_recorded('--seed', 'for variables, dropout and data order', type=between(0, 2**32 - 1), metavar='S')
-    add_recorded('--loss', "manual: the article's method 1, a sum over the batch, which can underflow to nan; builtin: "
-                 'its method 2 as printed, a mean; stable: method 2 summed, the same value as manual, which cannot '
-                 'underflow', choices=['manual', 'builtin', 'stable'])
-    add_recorded('--precision', 'bfloat16: on a CPU, convolutions and matrix products in bfloat16, variables and loss '
-                 'in float32; faster where the CPU has instructions for it', choices=['float32', 'bfloat16'])
+    add_recorded('--loss', "manual: the article's method 1, a sum over the batch; builtin: its method 2 as printed, a "
+                 'mean; stable: method 2 summed, the same value as manual, which cannot underflow',
+                 choices=['manual', 'builtin', 'stable'])
+    add_recorded('--precision', 'bfloat16: convolutions and matrix products in bfloat16, on a CPU that has '
+                 'instructions for it', choices=['float32', 'bfloat16'])
     add_recorded('--log-every', 'measure and print the training accuracy every N-th iteration',
                  type=between(1, 1_000_000), metavar='N')
-    add('--name', type=_name, help="the run's name; NAME-2, -3, ... where it is taken (default: the script's)")
+    add('--name', type=_name, metavar='NAME', help="the run's name (default: the script's)")
     add('--resume', nargs='?', const=True, type=_name, metavar='NAME',
         help="go on with that run, or with this script's newest unfinished one")
     add('--stop-on-nan', action='store_true', help='end at the first training loss that is not finite')

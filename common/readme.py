@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from common import benchmark, compare, options, plots, recorded, story
+from common import benchmark, compare, options, recorded, story
 from common.recorded import ARTICLE_BATCHES, REFERENCE, Recorded, article_figures, author_figures, grid
 from common.scripts import ROOT, SCRIPTS
 from common.story import PARENTS, PLATEAU, code, runs
@@ -35,8 +35,7 @@ def main():
     """Write every file anew."""
     for path, text in texts().items():
         path.write_text(text, encoding='utf-8')
-    for kind in 'accuracy', 'loss':
-        plots.save(plots.curves(runs(), kind), REFERENCE / f'compare-{kind}.png')
+    compare.save_figures(runs(), REFERENCE)
 
 
 def texts():
@@ -102,7 +101,7 @@ def recorded_of(n, loss):
     seeds = [run.record['seed'] for run in found]
     words = [f'{epochs} epoch{"s" * (epochs != 1)}, seed{"s" * (len(seeds) > 1)} {listed(seeds)}']
     if any(run.over for run in found):
-        words.append(f'over 0.9 in epoch {longest.over}, best {max(longest.accuracies)}')
+        words.append(f'over 0.9 in epoch {longest.over}, best {max(longest.accuracies)!s}')
     if any(run.diverged for run in found):
         words.append(f'`nan` in epoch {longest.diverged}')
     return (f'with `--loss {loss}`: ' if loss != 'manual' else '') + ', '.join(words)
@@ -115,8 +114,10 @@ def block_training():
 
 
 def block_edit():
-    """The edit of the walk-through."""
-    return code(compare.difference(walkthrough_runs()), 'diff')
+    """The first line of the walk-through's edit, which is made in eight."""
+    lines = compare.difference(walkthrough_runs()).splitlines()
+    return code('\n'.join(next(line.replace(' ' * 12, ' ', 1) for line in lines if line.startswith(sign + ' '))
+                          for sign in '-+'), 'diff')
 
 
 def walkthrough_runs():
@@ -127,15 +128,15 @@ def walkthrough_runs():
     return found
 
 
-def block_probe(variant=''):
-    """The last line of a probe."""
-    return code(walkthrough(f'alexnet2{"_" * bool(variant)}{variant}-probe.txt').splitlines()[-1])
+def block_probe():
+    """The last line of each probe in the walk-through."""
+    return code('\n'.join(f'{name}: {walkthrough(f"{name}-probe.txt").splitlines()[-1]}'
+                          for name in ('alexnet2', 'alexnet2_he')))
 
 
 def block_compare():
-    """What compare prints of the walk-through."""
-    found = walkthrough_runs()
-    return code('\n\n'.join([compare.overview(found), *compare.beside_article(found)]))
+    """What compare prints first of the walk-through."""
+    return code(compare.overview(walkthrough_runs()))
 
 
 def block_nan():

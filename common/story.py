@@ -27,9 +27,9 @@ def block_difference(n):
     """The lines in which experiment n differs from the one that it derives from."""
     parent = PARENTS[int(n)]
     before, after = (scripts.code_lines(recorded.published()[k]) for k in (parent, int(n)))
-    lines = list(difflib.unified_diff(before, after, n=0, lineterm=''))[2:]
-    kept = [line for line in lines if not line.startswith('@@')]
-    return f'Beside experiment {parent}:\n\n' + code('\n'.join(kept), 'diff') + '\n'
+    lines = list(difflib.unified_diff(before, after, n=0, lineterm=''))[3:]
+    shown = ['' if line.startswith('@@') else line for line in lines]
+    return f'Beside experiment {parent}:\n\n' + code('\n'.join(shown), 'diff') + '\n'
 
 
 def block_figures(n):
@@ -72,8 +72,10 @@ def block_plateaus():
         later = [f'{float(loss):.0f}, {accuracy}' for loss, accuracy in rows[on:on + 4]]
         if gap:
             later = [f'{figures}, gap {each:.1f}' for figures, each in zip(later, gap[on:], strict=False)]
-        columns.append([title, on, f'{losses.min():.0f} to {losses.max():.0f}', f'at most {accuracies.max()}',
-                        f'at most {max(gap[:on]):.2f}' if gap else '', *later, *[''] * (4 - len(later))])
+        columns.append([
+            title, f'{on}, and not left yet' if on == len(rows) else on, f'{losses.min():.0f} to {losses.max():.0f}',
+            f'at most {accuracies.max()}', f'at most {max(gap[:on]):.2f}' if gap else '', *later,
+            *[''] * (4 - len(later))])
     names = ['', f'epochs at a test loss over {PLATEAU}', 'their test loss', 'their accuracy', 'their largest gap',
              'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
     header, *lines = zip(names, *columns, strict=True)
@@ -103,7 +105,7 @@ def block_sevenths():
 
 def block_verdicts():
     """The verdicts."""
-    return verdicts.table(verdicts.judge(runs()), True)
+    return verdicts.report(verdicts.judge(runs()), True)
 
 
 def block_runs():
