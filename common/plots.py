@@ -1,5 +1,6 @@
 """Every figure, by one style."""
 import contextlib
+import logging
 import math
 import warnings
 from collections import Counter
@@ -22,18 +23,23 @@ MARKERS = ('', 'o', 's', '^', 'D', 'v', 'P', 'X')       # of an experiment's fir
 INK, PALE, GREY = '0.2', '0.9', '0.55'
 THICK, THIN = 3.5, 1.4
 LARGE, SMALL = 15, 13           # points
-# Fonts with Chinese characters, of which DejaVu Sans, matplotlib's own, has none.
-CHINESE = ('Noto Sans CJK', 'Source Han Sans', 'Microsoft YaHei', 'SimHei', 'PingFang', 'Heiti', 'Hiragino Sans GB',
-           'WenQuanYi', 'Droid Sans Fallback', 'Arial Unicode MS')
-INSTALLED = sorted({font.name for font in font_manager.fontManager.ttflist if font.name.startswith(CHINESE)})
-STYLE = {'font.family': ['DejaVu Sans', *INSTALLED], 'text.parse_math': False, 'axes.spines.top': False,
+# Fonts with Chinese characters, of which DejaVu Sans, matplotlib's own, has none. The first that is installed is used.
+CHINESE = ('Noto Sans CJK SC', 'Noto Sans CJK', 'Source Han Sans', 'Microsoft YaHei', 'SimHei', 'PingFang SC', 'Heiti',
+           'Hiragino Sans GB', 'WenQuanYi', 'Droid Sans Fallback', 'Arial Unicode MS')
+for path in set(font_manager.findSystemFonts()) - {font.fname for font in font_manager.fontManager.ttflist}:
+    with contextlib.suppress(Exception):        # installed since matplotlib made its list, or damaged
+        font_manager.fontManager.addfont(path)
+INSTALLED = sorted({font.name for font in font_manager.fontManager.ttflist})
+FALLBACK = [name for prefix in CHINESE for name in INSTALLED if name.startswith(prefix)][:1]
+logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)    # it reports a font without a bold face
+STYLE = {'font.family': ['DejaVu Sans', *FALLBACK], 'text.parse_math': False, 'axes.spines.top': False,
          'axes.spines.right': False, 'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True,
          'grid.color': PALE, 'savefig.dpi': 120}
 GUESS = {'accuracy': 0.1, 'loss': 1000 * math.log(10)}  # of a network that gives each digit a probability of 0.1
 
-if backend := getattr(common, 'MPLBACKEND', None):
+if common.MPLBACKEND:       # as matplotlib would have read it itself
     with contextlib.suppress(ValueError):       # it is not installed
-        matplotlib.rcParams['backend'] = backend
+        matplotlib.rcParams['backend'] = common.MPLBACKEND
 
 
 @contextlib.contextmanager

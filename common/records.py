@@ -78,9 +78,9 @@ class Files:
             raise Refused(f'there is no run {name} in {results_dir}') from None
 
     def write_record(self, record):
-        """Replace the record, as a whole."""
+        """Replace the record, as a whole. Numbers of NumPy become floats."""
         with replacing(self.json) as file:
-            file.write(json.dumps(record, indent=1, allow_nan=False).encode() + b'\n')
+            file.write(json.dumps(record, indent=1, allow_nan=False, default=float).encode() + b'\n')
 
     def append_row(self, loss, accuracy):
         """Append one epoch's `loss,accuracy`, in the article's format, and sync it to the disk.

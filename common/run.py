@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import evaluation, mnist, opening, ops, options, plots, propagation, scripts
+from common import evaluation, forecast, mnist, opening, ops, options, plots, propagation, scripts
 from common.divergence import describe, explain, largest_logit_gap, largest_weight
 from common.events import Events, learning_rate
 from common.images import Feed
@@ -122,7 +122,7 @@ class Run:
             try:
                 yield sess
             except (Interrupted, Unprintable):
-                self._state.save_within(self._step, self._epoch_so_far(), _number(self._train_accuracy))
+                self._state.save_within(self._step, self._epoch_so_far(), self._train_accuracy)
                 raise
 
     def epochs(self):
@@ -200,6 +200,8 @@ class Run:
         self._epoch['largest_weight'] = largest if np.isfinite(largest) else None
         self._events.add(self._step - 1, **{'test/loss': loss_val, 'test/accuracy': test_accuracy})
         self._state.add_epoch(loss_val, test_accuracy, self._epoch_so_far(), self._step)
+        if line := forecast.in_words(self.record, loss_val):
+            self.say(line)
         self._plot()
 
     def print(self, line):
@@ -238,7 +240,7 @@ class Run:
     def _diverged(self, loss, why):
         """Record and tell the first training loss that is not finite."""
         i, iteration = divmod(self._step, self._batches)
-        before = _number(self._train_accuracy)
+        before = self._train_accuracy
         self.record['divergence'] = {'epoch': i + 1, 'iteration': iteration, 'loss': str(loss), **why,
                                      'training_accuracy_before': before, 'stopped': self._given.stop_on_nan}
         self._state.files.write_record(self.record)
@@ -293,7 +295,3 @@ def last_words(error, state, resume_command):
     if isinstance(error, OSError):
         return f'{error}; {kept}' + (f'. Mend that, then go on with: {resume_command}' if state.rows else '')
     return None
-
-
-def _number(value):
-    return None if value is None else float(value)

@@ -27,22 +27,24 @@ class Signals:
 
     def __init__(self, say):
         self._say = say
-        self._received, self._write, self._before = None, None, {}
+        self._received, self._before = None, {}
+        self._read, self._write = socket.socketpair()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self):
         """Take the signals over. One that is ignored stays so: under `nohup`, or in a script's background."""
-        read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._before = {number: signal.signal(number, lambda *_: None) for number in ENDING
                         if signal.getsignal(number) != signal.SIG_IGN}
         signal.set_wakeup_fd(self._write.fileno())
-        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        self._thread.start()
 
     def stop(self):
         """Give them back."""
-        if self._before:
+        if self._thread.is_alive():
             signal.set_wakeup_fd(-1)
             self._write.close()         # which ends the thread
+            self._thread.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -51,8 +53,8 @@ class Signals:
         if self._received:
             raise Interrupted(self._received)
 
-    def _watch(self, read):
-        while received := read.recv(1):
+    def _watch(self):
+        while received := self._read.recv(1):
             number = received[0]
             if number in self._before:
                 if self._received:

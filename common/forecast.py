@@ -1,0 +1,43 @@
+"""When a plateau will end, foretold from the signal (common/propagation.py)."""
+import numpy as np
+
+LEAST = 3           # signals from which the end of a plateau is foretold
+
+
+def foretold(signals):
+    """When a plateau will end, by the signal at fc1: a float, in epochs since the start, or None for no forecast.
+
+    signals: one an epoch, the first before training. On a plateau the signal grows faster and faster, so that its
+    inverse falls along a line. That line, through the last three inverses, reaches 0 where the plateau ends. There is
+    no forecast where one of them is missing, or they do not fall.
+    """
+    last = signals[-LEAST:]
+    if len(last) < LEAST or not all(last):
+        return None
+    inverses = 1 / np.array(last)
+    if not (np.diff(inverses) < 0).all():
+        return None
+    epochs = np.arange(len(signals) - LEAST, len(signals))
+    slope, start = np.polyfit(epochs, inverses, 1)
+    return float(-start / slope)
+
+
+def is_guessing(loss, images, loss_method):
+    """Whether a test loss on so many images is that of a network that guesses, within 2%."""
+    guess = np.log(10) * (1 if loss_method == 'builtin' else images)
+    return bool(abs(loss - guess) <= 0.02 * guess)
+
+
+def signals_at_fc1(record):
+    """The signal at fc1 before training and after each epoch that a record holds, a list; [] in an older record."""
+    each = [record.get('signal_before_training'), *(epoch.get('signal') for epoch in record['epochs'])]
+    return [] if None in each else [signal.get('fc1') for signal in each]
+
+
+def in_words(record, loss):
+    """What to tell a user after an epoch with this test loss, or None."""
+    chosen, when = record['options'], foretold(signals_at_fc1(record))
+    if when is None or not is_guessing(loss, chosen['test_images'], chosen['loss']):
+        return None
+    return ('the loss is still that of a network that guesses, but the signal grows. By its last '
+            f'{LEAST} values the plateau ends in epoch {int(when) + 1}')
