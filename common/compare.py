@@ -3,6 +3,7 @@
     python -m common.compare [RUN ...] [--verdicts] [--markdown]
 
 RUN is a run's name, a CSV's path or a folder of them. Without any, all of the user's runs and the recorded ones.
+Losses are sums over 1000 test images, as in the article; others are rescaled to that.
 """
 import argparse
 import difflib

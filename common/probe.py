@@ -1,13 +1,14 @@
-"""One batch through a fresh network, before any training: how the signal gets from layer to layer.
+"""One batch through a network: how the signal gets from layer to layer.
 
-    python -m common.probe alexnet2.py --seed 1
+    python -m common.probe alexnet2.py --seed 1         a script's, before any training
+    python -m common.probe alexnet2                     a run's, at its newest checkpoint
 
 The signal is what of a layer's output differs from image to image. It dies where the initial weights are too small,
 and explodes where they are too large. The plain deviation of a layer's output hides the first: biases keep it up, and
 they are the same for all images.
 """
 import argparse
-import importlib.util
+import contextlib
 import secrets
 import sys
 from pathlib import Path
@@ -16,10 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import evaluation, mnist, options, plots
+from common import evaluation, mnist, options, plots, scripts
+from common.checkpoints import Checkpoints
 from common.divergence import describe, explain, largest_logit_gap
 from common.images import image_shape_scale
-from common.records import Refused
+from common.propagation import IMAGES, before_dropout
+from common.records import Refused, read_record
+from common.state import batches
 
 # By which the signal may fall or rise from the first layer to fc1. In the article's experiments it falls by more
 # than 100 in those that sit on a plateau, and changes by less than 10 in those that learn at once.
@@ -27,69 +31,103 @@ FACTOR = 20
 
 
 def main():
-    """Look at the script that the command line names; status 1 with one line on stderr where that cannot be."""
+    """Look at the script or the run that the command line names; status 1 with one line on stderr where that fails."""
     parser = argparse.ArgumentParser(prog='python -m common.probe', allow_abbrev=False, description=(
-        'Send one batch through the network of a script before any training, and see how far the signal gets: what of '
-        "a layer's output differs from image to image. Prints a table and draws results/NAME-probe.png."))
-    parser.add_argument('script', type=Path, help='such as alexnet2.py')
+        "Send one batch through a network, and see how far the signal gets: what of a layer's output differs from "
+        'image to image. Of a script, before any training; of a run, now and before it trained. Prints a table and '
+        'draws results/NAME-probe.png.'))
+    parser.add_argument('what', metavar='SCRIPT or RUN', help='a script, such as alexnet2.py, or the name of a run')
     parser.add_argument('--seed', type=options.between(0, 2**32 - 1), metavar='S',
-                        help='for variables, dropout and data order, as in a run (default: drawn at random)')
+                        help='of a script: for variables, dropout and data order (default: drawn at random)')
     parser.add_argument('--batch-size', type=options.between(2, options.TRAIN_IMAGES), default=200, metavar='N',
-                        help='images in the batch (default: 200)')
+                        help='of a script: images in the batch (default: 200)')
     parser.add_argument('--loss', choices=['manual', 'builtin', 'stable'], default='manual',
-                        help='as in a run (default: manual)')
+                        help='of a script: as in a run (default: manual)')
     parser.add_argument('--data-dir', type=options.folder, default=options.DATA_DIR, metavar='DIR',
                         help="folder of MNIST's four files (default: MNIST_data)")
     parser.add_argument('--results-dir', type=options.folder, default=options.RESULTS_DIR, metavar='DIR',
-                        help='folder for the figure (default: results)')
+                        help='folder of the run, and for the figure (default: results)')
     given = parser.parse_args()
-    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
     try:
-        module = load(given.script)
-        data = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0, seed=seed)
-        batch_xs, batch_ys = data.train.next_batch(given.batch_size)
-        print(f'{parser.prog}: {given.script.name}, one batch of {given.batch_size} images, loss {given.loss}, seed '
-              f'{seed}', file=sys.stderr)
-        config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
-        with tf.Graph().as_default(), tf.Session(config=config) as sess:
-            tf.set_random_seed(seed)
-            g = module.build_graph(given.loss)
-            sess.run(tf.global_variables_initializer())
-            seen = look(g, sess, evaluation.feed(g, image_shape_scale(batch_xs), batch_ys))
-        print(table(seen, given.loss), flush=True)
+        name = Path(given.what).stem if given.what.endswith('.py') else given.what
+        seen, loss_method = (probe_script if given.what.endswith('.py') else probe_run)(given, parser.prog)
         given.results_dir.mkdir(parents=True, exist_ok=True)
-        path = given.results_dir / f'{given.script.stem}-probe.png'
-        plots.save(plots.probe_figure(given.script.stem, seen, verdict(seen, given.loss)), path)
+        path = given.results_dir / f'{name}-probe.png'
+        plots.save(plots.probe_figure(name, seen, verdict(seen, loss_method)), path)
         print(f'{parser.prog}: {options.shown(path)}', file=sys.stderr)
     except (Refused, mnist.Unavailable, ImportError, OSError) as error:
         sys.exit(f'{parser.prog}: {error}')
 
 
-def load(script):
-    """The module of the script at a path. Raises Refused where there is none, or it has no build_graph."""
-    if not script.is_file() or script.suffix != '.py':
-        raise Refused(f'there is no script {script}')
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, 'build_graph'):
-        raise Refused(f'{script} has no build_graph')
-    return module
+def probe_script(given, program):
+    """Print what one batch shows of a fresh network. Returns what `look` saw, and the loss method."""
+    path = Path(given.what)
+    if not path.is_file():
+        raise Refused(f'there is no script {path}')
+    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
+    train = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0, seed=seed).train
+    print(f'{program}: {path.name}, one batch of {given.batch_size} images, loss {given.loss}, seed {seed}',
+          file=sys.stderr)
+    with built(path.name, scripts.source(path), given.loss, seed) as (g, sess):
+        seen = look(g, sess, *train.next_batch(given.batch_size))
+    print(table(seen, given.loss), flush=True)
+    return seen, given.loss
 
 
-def look(g, sess, feed_dict):
+def probe_run(given, program):
+    """Print what test images show of a run's network, before it trained and at its newest checkpoint: its own script,
+    as its record has it. Returns what `look` saw at the checkpoint, and the loss method."""
+    record = read_record(given.results_dir / f'{given.what}.json')
+    chosen = record['options']
+    checkpoints = Checkpoints(given.results_dir, given.what, batches(chosen))
+    if checkpoints.step is None:
+        raise Refused(f'{given.what} has no checkpoint in {checkpoints.folder}')
+    test = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0).test
+    batch = test.images[:IMAGES], test.labels[:IMAGES]
+    epochs, iterations = divmod(checkpoints.step, batches(chosen))
+    when = f'after epoch {epochs}' + (f' and {iterations} iterations' if iterations else '')
+    print(f'{program}: {given.what}, {len(batch[0])} test images, before training and {when}', file=sys.stderr)
+    with built(record['script'], record['source'], chosen['loss'], chosen['seed']) as (g, sess):
+        before = look(g, sess, *batch)
+        checkpoints.restore()
+        seen = look(g, sess, *batch)
+    print(f'Before training:\n\n{table(before, chosen["loss"])}\n\n{when.capitalize()}:\n\n'
+          f'{table(seen, chosen["loss"])}', flush=True)
+    return seen, chosen['loss']
+
+
+@contextlib.contextmanager
+def built(name, source, loss_method, seed):
+    """The graph of a script, initialized from a seed: what build_graph returns, and the session.
+
+    name: the script's, for error messages. source: its text. Raises Refused where it has no build_graph.
+    """
+    module = {'__name__': Path(name).stem}
+    exec(compile(source, name, 'exec'), module)
+    if 'build_graph' not in module:
+        raise Refused(f'{name} has no build_graph')
+    config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
+    with tf.Graph().as_default(), tf.Session(config=config) as sess:
+        tf.set_random_seed(seed)
+        g = module['build_graph'](loss_method)
+        sess.run(tf.global_variables_initializer())
+        yield g, sess
+
+
+def look(g, sess, batch_xs, batch_ys):
     """What one training step would see, without taking it.
 
-    g: what build_graph returns. feed_dict: the batch. Returns a namespace: layers, a list of namespaces, each
-    a name and what `measure` gives, and gradient, its norm over that of the weights; masked, the names of those
-    seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and labels,
-    [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
+    g: what build_graph returns. batch_xs: [batch, 784]. batch_ys: [batch, 10]. Returns a namespace: layers, a list of
+    namespaces, each a name and what `measure` gives, and gradient, its norm over that of the weights; masked, the names
+    of those seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and
+    labels, [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
     """
+    feed_dict = evaluation.feed(g, image_shape_scale(batch_xs), batch_ys)
     names = list(dict.fromkeys(map(_layer, g.W_conv)))
     missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
     if missing or 'fc1' not in names:
-        raise Refused(f'the script needs a tensor named like each layer of W_conv, and fc1: there is no '
+        raise Refused('the script needs a tensor named like each layer of W_conv, and fc1: there is no '
                       f'{", ".join(missing) or "fc1"}')
     activations = {name: before_dropout(getattr(g, name)) for name in names}
     # Beside the script's own loss, each method's: the same arithmetic on the same logits.
@@ -106,7 +144,7 @@ def look(g, sess, feed_dict):
                   for name in names]
     return SimpleNamespace(
         layers=layers, masked=masked, loss=seen['loss'], losses=seen['losses'], output=seen['output'],
-        y_output=seen['y_output'], labels=feed_dict[g.y], largest_logit_gap=largest_logit_gap(seen['output']),
+        y_output=seen['y_output'], labels=batch_ys, largest_logit_gap=largest_logit_gap(seen['output']),
         zero_probabilities=int((seen['y_output'] == 0).sum()))
 
 
@@ -118,21 +156,11 @@ def measure(activations):
             'signal': np.sqrt(activations.var(axis=0).mean())}
 
 
-def before_dropout(tensor):
-    """tensor, or, where it comes out of tf.nn.dropout, what went in."""
-    scope = tensor.op.name.rpartition('/')[0]
-    if not scope.rpartition('/')[2].startswith('dropout'):
-        return tensor
-    inside = [op for op in tensor.graph.get_operations() if op.name.startswith(f'{scope}/')]
-    return next(source for op in inside for source in op.inputs
-                if source.op not in inside and source.shape.as_list() == tensor.shape.as_list())
-
-
 def verdict(seen, loss_method):
     """What look saw, in one sentence."""
     if not np.isfinite(seen.loss):
         cause = describe(explain(loss_method, seen.output, seen.y_output, seen.labels))
-        return f'The first training step will be {seen.loss}. Cause: {cause}.'
+        return f'The next training step will be {seen.loss}. Cause: {cause}.'
     first = seen.layers[0]
     start, end = first.signal, next(layer.signal for layer in seen.layers if layer.name == 'fc1')
     rises = end > start
@@ -157,7 +185,7 @@ def table(seen, loss_method):
         *lines, '',
         f'largest logit gap {seen.largest_logit_gap:.4g}; {seen.zero_probabilities} of {seen.y_output.size} softmax '
         'probabilities are 0',
-        f'loss of the first training step, by method: {by_method}',
+        f'loss of the next training step, by method: {by_method}',
         verdict(seen, loss_method)])
 
 

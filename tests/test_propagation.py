@@ -1,0 +1,128 @@
+"""The signal against NumPy, that measuring it changes nothing, and what is foretold from it."""
+import importlib.util
+
+import numpy as np
+import pytest
+from conftest import SCRIPTS, SMALL, read_json
+
+from common import evaluation, forecast, images, propagation
+
+import tensorflow.compat.v1 as tf  # isort: skip
+
+CONFIG = tf.ConfigProto(allow_soft_placement=True)
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def batch(data_sets, mnist_dir):
+    """Twelve real images, [12, 227, 227, 1], with their labels, [12, 10]."""
+    test = data_sets(mnist_dir, one_hot=True, validation_size=0).test
+    return images.image_shape_scale(test.images[:12]), test.labels[:12]
+
+
+def signal(x):
+    """By the definition: over the images, unit by unit, then root mean square."""
+    return np.sqrt(np.float64(x).var(axis=0).mean())
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_signal_against_numpy(script, narrow, batch, monkeypatch):
+    """Of the first ten of twelve images, in each layer up to the first dropout."""
+    monkeypatch.setattr(propagation, 'IMAGES', 10)
+    with tf.Graph().as_default(), tf.Session(config=CONFIG) as sess:
+        tf.set_random_seed(0)
+        g = load(narrow(script)).build_graph('stable')
+        sess.run(tf.global_variables_initializer())
+        layers = propagation.unmasked(g)
+        assert list(layers) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1']
+        watch, epoch = propagation.Watch(), {}
+        before = watch.begin(g, *batch)
+        outputs = sess.run(layers, {g.X: batch[0][:10], g.y: batch[1][:10]})
+        assert before == {name: pytest.approx(signal(x), rel=1e-4, abs=2e-9) for name, x in outputs.items()}, (
+            'of values around 0.1, float32 rounds the rest')
+        run = watch.beside(epoch)
+        run(g.accuracy, evaluation.feed(g, *batch))
+        assert epoch['signal'].keys() == before.keys()
+        if script not in ('alexnet6', 'alexnet7'):      # there an image's signal depends on its whole batch
+            assert epoch['signal'] == pytest.approx(before, rel=1e-4, abs=2e-9)
+
+
+@pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
+def test_measuring_it_changes_nothing(script, narrow, batch):
+    """Accuracy, masks, weights and moving averages, to the last bit, with it and without."""
+    def trained(measured):
+        with tf.Graph().as_default(), tf.Session(config=CONFIG) as sess:
+            tf.set_random_seed(0)
+            g = load(narrow(script)).build_graph()
+            sess.run(tf.global_variables_initializer())
+            watch, found = propagation.Watch(), []
+            if measured:
+                watch.begin(g, *batch)
+            for _ in range(2):
+                sess.run(g.train_step, {g.X: batch[0], g.y: batch[1]})
+                run = watch.beside({}) if measured else None
+                found += [evaluation.evaluate(g, g.loss, *batch), evaluation.evaluate(g, g.accuracy, *batch, run=run)]
+                found.append(sess.run(g.fc2, {g.X: batch[0]}))       # with the masks that come next
+            return found + sess.run(tf.global_variables())
+    with_it, without = trained(True), trained(False)
+    assert all(np.array_equal(a, b) for a, b in zip(with_it, without, strict=True))
+
+
+def test_the_record_has_it(narrow, run, tmp_path):
+    script = narrow('alexnet6')
+    assert run(script, '--epochs', 2, *SMALL)[0] == 0
+    record = read_json(tmp_path / 'results/alexnet6.json')
+    each = [record['signal_before_training'], *(epoch['signal'] for epoch in record['epochs'])]
+    assert all(list(signals) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1'] for signals in each)
+    assert all(value > 0 for signals in each for value in signals.values())
+    assert forecast.signals_at_fc1(record) == [signals['fc1'] for signals in each]
+
+
+def test_layers_that_a_script_does_not_name_are_left_out(narrow, run, tmp_path):
+    script = narrow('alexnet4', replace=[('SimpleNamespace(**locals())', 'SimpleNamespace(**{name: value for name, '
+                                          "value in locals().items() if name != 'conv3'})")])
+    status, _, stderr = run(script, '--epochs', 1, *SMALL)
+    assert status == 0, stderr
+    assert 'conv3' not in read_json(tmp_path / 'results/alexnet4.json')['signal_before_training']
+
+
+# Forecast
+
+def test_a_hyperbola_is_foretold_exactly():
+    signals = [1 / (50 - 4 * epoch) for epoch in range(10)]
+    for known in range(3, 11):
+        assert forecast.foretold(signals[:known]) == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize('signals', [
+    [], [1e-4, 2e-4], [1e-4, 1e-4, 1e-4], [3e-4, 2e-4, 1e-4], [1e-4, 3e-4, 2e-4], [1e-4, None, 2e-4], [1e-4, 0, 2e-4]],
+    ids=['none', 'two', 'flat', 'falling', 'up and down', 'nan', 'zero'])
+def test_no_forecast(signals):
+    assert forecast.foretold(signals) is None
+
+
+def test_noise_moves_a_forecast_little():
+    random = np.random.RandomState(0)
+    signals = [1 / (50 - 4 * epoch + random.randn() * 0.5) for epoch in range(11)]
+    assert forecast.foretold(signals) == pytest.approx(12.5, abs=1)
+
+
+def test_who_guesses():
+    assert forecast.is_guessing(2290, 1000, 'manual') and forecast.is_guessing(2.3, 1000, 'builtin')
+    assert not any(forecast.is_guessing(loss, 1000, 'manual') for loss in (2200, 9783, np.nan, 2.3))
+
+
+def test_what_a_run_says():
+    epochs = [{'signal': {'fc1': 1 / (50 - 4 * epoch)}} for epoch in (1, 2, 3)]
+    record = {'options': {'test_images': 1000, 'loss': 'manual'}, 'epochs': epochs,
+              'signal_before_training': {'fc1': 0.02}}
+    assert forecast.in_words(record, 2300).endswith('By its last 3 values the plateau ends in epoch 13')
+    assert forecast.in_words(record, 1500) is None
+    assert forecast.in_words(record | {'epochs': epochs[:1]}, 2300) is None
+    assert forecast.in_words({**record, 'signal_before_training': None}, 2300) is None, 'an older record'
