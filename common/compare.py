@@ -97,7 +97,8 @@ def difference(runs, markdown=False):
 
 
 def save_figures(runs, folder):
-    """Draw test accuracy and test loss over the epochs: compare-accuracy.png and compare-loss.png. Returns the paths.
+    """Draw accuracy, loss and, where it was recorded, the signal over the epochs: compare-accuracy.png,
+    compare-loss.png and compare-signal.png. Returns the paths.
 
     The author's record is drawn for an experiment of which one of the runs has the article's iterations an epoch.
     """
@@ -105,9 +106,11 @@ def save_figures(runs, folder):
     shown = {run.origin[0] for run in runs if run.batches == ARTICLE_BATCHES}
     author = {n: figures for n, figures in recorded.author_figures().items() if n in shown}
     paths = []
-    for kind in 'accuracy', 'loss':
-        paths.append(folder / f'compare-{kind}.png')
-        plots.save(plots.curves(recorded.groups(runs), author, kind), paths[-1])
+    for kind in 'accuracy', 'loss', 'signal':
+        groups = recorded.groups(runs if kind != 'signal' else [run for run in runs if len(run.signals)])
+        if groups:
+            paths.append(folder / f'compare-{kind}.png')
+            plots.save(plots.curves(groups, author if kind != 'signal' else {}, kind), paths[-1])
     return paths
 
 

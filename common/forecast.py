@@ -28,10 +28,17 @@ def is_guessing(loss, images, loss_method):
     return bool(abs(loss - guess) <= 0.02 * guess)
 
 
-def signals_at_fc1(record):
-    """The signal at fc1 before training and after each epoch that a record holds, a list; [] in an older record."""
+def signals(record, *layers):
+    """The signal of layers before training and after each epoch, as a record holds it: {layer: list}; {} in an older
+    record, which has none."""
     each = [record.get('signal_before_training'), *(epoch.get('signal') for epoch in record['epochs'])]
-    return [] if None in each else [signal.get('fc1') for signal in each]
+    return {} if None in each else {layer: [found[layer] for found in each] for layer in layers
+                                    if all(layer in found for found in each)}
+
+
+def signals_at_fc1(record):
+    """That of fc1, a list; [] where there is none."""
+    return signals(record, 'fc1').get('fc1', [])
 
 
 def in_words(record, loss):

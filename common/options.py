@@ -104,7 +104,7 @@ def _name(text):
         raise argparse.ArgumentTypeError(f'{text[:20]!r}... is too long for a name')
     if not re.fullmatch(r'\w[\w.+=-]*', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name: letters, digits and . _ - + = make one')
-    if re.fullmatch('reference|compare-accuracy|compare-loss|.*-probe', text):
+    if re.fullmatch('reference|compare-(accuracy|loss|signal)|.*-probe', text):
         raise argparse.ArgumentTypeError(f'{text!r} is taken by other files here')
     return text
 

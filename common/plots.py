@@ -36,6 +36,8 @@ STYLE = {'font.family': ['DejaVu Sans', *FALLBACK], 'text.parse_math': False, 'a
          'axes.spines.right': False, 'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True,
          'grid.color': PALE, 'savefig.dpi': 120}
 GUESS = {'accuracy': 0.1, 'loss': 1000 * math.log(10)}  # of a network that gives each digit a probability of 0.1
+TITLES = {'accuracy': 'Test accuracy', 'loss': 'Test loss, sum over 1000 images', 'signal': 'Signal at fc1'}
+FIRST = {'accuracy': 1, 'loss': 1, 'signal': 0}         # epoch; 0 is before training
 
 if common.MPLBACKEND:       # as matplotlib would have read it itself
     with contextlib.suppress(ValueError):       # it is not installed
@@ -51,17 +53,22 @@ def _styled():
 
 
 @_styled()
-def run_figure(name, rows, figure=None):
-    """A run's own plot: accuracy and loss on panels that share the epochs. rows: [(loss, accuracy)]."""
+def run_figure(name, rows, signals=None, figure=None):
+    """A run's own plot: accuracy, loss and signal on panels that share the epochs.
+
+    rows: [(loss, accuracy)]. signals: {layer: [signal before training, after epoch 1, ...]}, a panel where there are
+    some.
+    """
     losses, accuracies = zip(*rows, strict=True)
     epochs = range(1, len(rows) + 1)
-    figure = figure or Figure(figsize=(7, 6))
+    figure = figure or Figure(figsize=(7, 8 if signals else 6))
     figure.set_layout_engine('constrained')
-    upper, lower = figure.subplots(2, sharex=True)
+    upper, lower, *third = figure.subplots(3 if signals else 2, sharex=True)
     upper.plot(epochs, accuracies, ACCURACY)
     upper.set(title=name, ylabel='test accuracy', ylim=(-0.02, 1.02))
     lower.plot(epochs, losses, LOSS)
-    lower.set(xlabel='epoch', ylabel='test loss', xlim=(0.5, len(rows) + 0.5))
+    lower.set(ylabel='test loss', xlim=(0.5 - bool(signals), len(rows) + 0.5))
+    (third or [lower])[-1].set_xlabel('epoch')
     lower.ticklabel_format(axis='y', useOffset=False)       # 2299.3, not -0.7 and "+2300" above
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     missing = len(rows) - np.isfinite(losses).sum()
@@ -69,6 +76,12 @@ def run_figure(name, rows, figure=None):
         lower.set_title(f'loss is not finite in {missing} of {len(rows)} epochs', fontsize='medium', color=LOSS[0])
     if missing == len(rows):
         lower.set_yticks([])
+    if signals:
+        for layer, values in signals.items():
+            third[0].plot(range(len(values)), np.array(values, float), '.-', label=layer)
+        third[0].set_ylabel('signal')
+        third[0].legend()
+        _decades(third[0])
     return figure
 
 
@@ -103,7 +116,7 @@ def probe_figure(name, seen, verdict):
 
 @_styled()
 def curves(groups, author, kind):
-    """Test accuracy or test loss over the epochs, for a slide. kind: 'accuracy' or 'loss'.
+    """Test accuracy, test loss or the signal at fc1 over the epochs, for a slide. kind: 'accuracy', 'loss' or 'signal'.
 
     groups: lists of runs, as recorded.groups gives them. Each is a thick line; several runs are their mean, with their
     range as a band. author: {experiment: {epoch: (loss, accuracy)}}, each a thin line. A line's name stands near its
@@ -113,9 +126,10 @@ def curves(groups, author, kind):
     figure.subplots_adjust(left=0.1, right=0.97, bottom=0.12, top=0.86)
     axes = figure.subplots()
     last = max([1, *(len(run.rows) for group in groups for run in group), *(max(points) for points in author.values())])
-    axes.plot([0, last], 2 * [GUESS[kind]], color=GREY, linewidth=THIN, zorder=1, gid='guessing')
-    labels = [*_draw_author(axes, author, kind), *_draw_groups(axes, groups, kind),
-              Label('a network that guesses', GREY, (last, GUESS[kind]), SMALL)]
+    labels = [*_draw_author(axes, author, kind), *_draw_groups(axes, groups, kind)]
+    if kind in GUESS:
+        axes.plot([0, last], 2 * [GUESS[kind]], color=GREY, linewidth=THIN, zorder=1, gid='guessing')
+        labels.append(Label('a network that guesses', GREY, (last, GUESS[kind]), SMALL))
     ends = [label.point[0] for label in labels if label.weight == 'bold' and label.point is not None]
     above, right = sum(end <= 0.8 * last for end in ends), any(end > 0.8 * last for end in ends)    # names to go there
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -129,8 +143,7 @@ def curves(groups, author, kind):
         axes.spines.left.set_bounds(0, 1)
     else:
         _decades(axes)
-    axes.set_title('Test accuracy' if kind == 'accuracy' else 'Test loss, sum over 1000 images', loc='left',
-                   fontsize=20, pad=32)
+    axes.set_title(TITLES[kind], loc='left', fontsize=20, pad=32)
     key = [*["thick: these runs, thin: the article's author"] * bool(author),
            *['band: all seeds'] * any(len(group) > 1 for group in groups)]
     axes.text(0, 1.03, '; '.join(key), color=INK, fontsize=SMALL, transform=axes.transAxes)
@@ -156,10 +169,10 @@ def can_show():
 
 
 @_styled()
-def show(name, rows):
+def show(name, rows, signals=None):
     """Open a run's plot in a window and wait until it is closed, as the article's code ends."""
     import matplotlib.pyplot as plt
-    run_figure(name, rows, plt.figure(figsize=(7, 6)))
+    run_figure(name, rows, signals, plt.figure(figsize=(7, 8)))
     plt.show()
 
 
@@ -182,12 +195,13 @@ def _draw_groups(axes, groups, kind):
         n = group[0].origin[0]
         colour, marker = COLOURS.get(n, OTHER), MARKERS[turns[n] % len(MARKERS)]
         turns[n] += 1
-        values = np.full([len(group), max(len(run.rows) for run in group)], np.nan)
-        for row, run in zip(values, group, strict=True):
-            row[:len(run.rows)] = run.losses if kind == 'loss' else run.accuracies
+        series = [{'loss': run.losses, 'accuracy': run.accuracies, 'signal': run.signals}[kind] for run in group]
+        values = np.full([len(group), max(map(len, series))], np.nan)
+        for row, figures in zip(values, series, strict=True):
+            row[:len(figures)] = figures
         values[~np.isfinite(values)] = np.nan
-        epochs = 1 + np.flatnonzero(np.isfinite(values).any(axis=0))
-        values = values[:, epochs - 1]
+        epochs = FIRST[kind] + np.flatnonzero(np.isfinite(values).any(axis=0))
+        values = values[:, epochs - FIRST[kind]]
         line = _points(epochs, np.nanmean(values, axis=0), kind)
         axes.plot(*line.T, color=colour, marker=marker, linewidth=THICK, zorder=3, gid=f'run-{group[0].name}')
         axes.plot(*line[-1:].T, 'o', color=colour, markersize=8, zorder=3)

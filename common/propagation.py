@@ -51,31 +51,36 @@ class Watch:
         self._tensors = {}
 
     def begin(self, g, images, labels):
-        """Find the layers of g. Returns their signal on test images, which changes nothing: {name: float}.
+        """The signal of the layers of g on test images: {name: float}. This changes nothing.
 
         images: [n, 227, 227, 1]. labels: [n, 10].
         """
-        with tf.name_scope('signal'):
-            self._tensors = {name: _signal(tensor[:IMAGES]) for name, tensor in unmasked(g).items()}
-        sess = tf.get_default_session()
+        sess, tensors = tf.get_default_session(), self._signals(g)
         averages = [variable for variable in tf.global_variables() if not variable.trainable]
         before = sess.run(averages)     # each forward pass moves those of batch normalization
-        found = sess.run(self._tensors, feed(g, images[:IMAGES], labels[:IMAGES]))
+        found = sess.run(tensors, feed(g, images[:IMAGES], labels[:IMAGES]))
         for variable, value in zip(averages, before, strict=True):
             variable.load(value, sess)
         return _recordable(found)
 
-    def beside(self, epoch):
+    def beside(self, g, epoch):
         """A function to run a figure with a feed_dict. Its first call also puts the signal into epoch, a dict."""
-        sess = tf.get_default_session()
+        sess, tensors = tf.get_default_session(), self._signals(g)
 
         def run(figure, feed_dict):
             if 'signal' in epoch:
                 return sess.run(figure, feed_dict)
-            value, found = sess.run([figure, self._tensors], feed_dict)
+            value, found = sess.run([figure, tensors], feed_dict)
             epoch['signal'] = _recordable(found)
             return value
         return run
+
+    def _signals(self, g):
+        """The signal of each layer on the first images that are fed: {name: tensor []}."""
+        if not self._tensors:
+            with tf.name_scope('signal'):
+                self._tensors = {name: _signal(tensor[:IMAGES]) for name, tensor in unmasked(g).items()}
+        return self._tensors
 
 
 def _signal(x):

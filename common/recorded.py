@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import options, records, scripts
+from common import forecast, options, records, scripts
 from common.records import Refused
 
 REFERENCE = records.REFERENCE.resolve()     # as the paths of runs are
@@ -52,6 +52,11 @@ class Recorded:
         losses = np.array([loss for loss, _ in self.rows], np.float32)
         images = 1 if self.options.get('loss') == 'builtin' else self.options.get('test_images', IMAGES)
         return losses if images == IMAGES else losses * np.float32(IMAGES / images)
+
+    @cached_property
+    def signals(self):
+        """The signal at fc1, [1 + epochs] float64, the first before training; [] where the record has none."""
+        return np.array(forecast.signals_at_fc1(self.record) if self.record else [], np.float64)
 
     @cached_property
     def origin(self):

@@ -110,7 +110,7 @@ class Run:
             die(error.args[0])
         if handled and self._given.show and self._state.rows:
             with contextlib.suppress(KeyboardInterrupt):
-                plots.show(self.name, self._state.rows)
+                plots.show(self.name, self._state.rows, forecast.signals(self.record, 'conv1', 'fc1'))
         return handled
 
     @contextlib.contextmanager
@@ -186,7 +186,7 @@ class Run:
     def evaluate(self, g, figure):
         """g.loss or g.accuracy on the test images: a numpy.float32. g: what build_graph returns."""
         self._live.show(f'step {len(self._state.rows)}, testing')
-        run = self._signal.beside(self._epoch) if figure is g.accuracy else None
+        run = self._signal.beside(g, self._epoch) if figure is g.accuracy else None
         return evaluation.evaluate(g, figure, self._data.test_images, self._data.test_labels, self._test_at_once, run)
 
     def epoch_done(self, loss_val, test_accuracy):
@@ -252,7 +252,8 @@ class Run:
     def _plot(self):
         """Draw the run. Where that fails, say so and go on: the figures are in the CSV."""
         try:
-            plots.save(plots.run_figure(self.name, self._state.rows), self._state.files.png)
+            signals = forecast.signals(self.record, 'conv1', 'fc1')
+            plots.save(plots.run_figure(self.name, self._state.rows, signals), self._state.files.png)
         except Exception as error:      # what matplotlib raises where its settings ask for what is not installed
             self.say(f'the plot cannot be drawn: {error}')
 

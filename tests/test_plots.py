@@ -1,6 +1,7 @@
 """common.plots and common.labels: what is on a figure's axes."""
 import functools
 import itertools
+import json
 from types import SimpleNamespace
 
 import matplotlib
@@ -56,6 +57,16 @@ def test_a_runs_plot():
         assert points(line) == [(epoch, row[k]) for epoch, row in enumerate(ROWS, 1)]
         assert (line.get_color(), line.get_marker(), line.get_linestyle()) == (colour, marker, 'None')
     assert upper.get_shared_x_axes().joined(upper, lower) and lower.get_xlim() == (0.5, 3.5)
+
+
+def test_a_runs_plot_with_its_signal():
+    signals = {'conv1': [1e-2, 2e-2, 3e-2, 4e-2], 'fc1': [1e-4, None, 1e-3, 1e-1]}
+    upper, _, third = plots.run_figure('name', ROWS, signals).axes
+    assert [line.get_label() for line in third.lines] == ['conv1', 'fc1'] and third.get_yscale() == 'log'
+    for line, values in zip(third.lines, signals.values(), strict=True):
+        assert line.get_xdata().tolist() == [0, 1, 2, 3], 'the first is before training'
+        np.testing.assert_array_equal(line.get_ydata(), np.array(values, float))
+    assert upper.get_shared_x_axes().joined(upper, third) and third.get_xlabel() == 'epoch'
 
 
 @pytest.mark.parametrize('rows, said', [([*ROWS, NAN], '1 of 4'), ([NAN], '1 of 1'), (ROWS, '')])
@@ -161,6 +172,20 @@ def test_runs_that_are_nan(make):
     assert points(lines(accuracy)['run-a']) == [(1, pytest.approx(0.085)), (2, pytest.approx(0.085))]
     assert len(points(lines(accuracy)['run-late'])) == 4 and len(points(lines(loss)['run-late'])) == 3
     assert not len(points(lines(loss)['run-a']))
+
+
+def test_curves_of_the_signal(make):
+    """From before training on; a run whose record has none is left out by compare."""
+    path = make('run', 2, ROWS)
+    record = json.loads(path.with_suffix('.json').read_text())
+    record['signal_before_training'] = {'fc1': 1e-4}
+    for epoch, signal in zip(record['epochs'], [2e-4, 4e-4, 1e-1], strict=True):
+        epoch['signal'] = {'fc1': signal}
+    path.with_suffix('.json').write_text(json.dumps(record))
+    axes = plots.curves([[Recorded(path)]], {}, 'signal').axes[0]
+    assert points(lines(axes)['run-run']) == [(0, 1e-4), (1, 2e-4), (2, 4e-4), (3, 1e-1)]
+    assert 'guessing' not in lines(axes) and lines(axes)['run-run'].get_color() == plots.COLOURS[2]
+    assert not len(Recorded(make('old', 2, ROWS)).signals)
 
 
 def test_names(make, tmp_path):

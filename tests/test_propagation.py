@@ -46,7 +46,7 @@ def test_signal_against_numpy(script, narrow, batch, monkeypatch):
         outputs = sess.run(layers, {g.X: batch[0][:10], g.y: batch[1][:10]})
         assert before == {name: pytest.approx(signal(x), rel=1e-4, abs=2e-9) for name, x in outputs.items()}, (
             'of values around 0.1, float32 rounds the rest')
-        run = watch.beside(epoch)
+        run = watch.beside(g, epoch)
         run(g.accuracy, evaluation.feed(g, *batch))
         assert epoch['signal'].keys() == before.keys()
         if script not in ('alexnet6', 'alexnet7'):      # there an image's signal depends on its whole batch
@@ -66,7 +66,7 @@ def test_measuring_it_changes_nothing(script, narrow, batch):
                 watch.begin(g, *batch)
             for _ in range(2):
                 sess.run(g.train_step, {g.X: batch[0], g.y: batch[1]})
-                run = watch.beside({}) if measured else None
+                run = watch.beside(g, {}) if measured else None
                 found += [evaluation.evaluate(g, g.loss, *batch), evaluation.evaluate(g, g.accuracy, *batch, run=run)]
                 found.append(sess.run(g.fc2, {g.X: batch[0]}))       # with the masks that come next
             return found + sess.run(tf.global_variables())
