@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import options, plots, recorded, scripts, verdicts
+from common import forecast, options, plots, recorded, scripts, verdicts
 from common.recorded import ARTICLE_BATCHES, REFERENCE, grid
 from common.records import Refused
 from common.scripts import ROOT
@@ -39,7 +39,7 @@ def main():
             print(verdicts.report(verdicts.judge(runs), given.markdown), flush=True)
             return
         parts = [overview(runs, given.markdown), *beside_article(runs, given.markdown),
-                 difference(runs, given.markdown)]
+                 forecasts(runs, given.markdown), difference(runs, given.markdown)]
         try:
             paths = save_figures(runs, given.results_dir)
         finally:
@@ -79,6 +79,19 @@ def beside_article(runs, markdown=False):
                      for run in ours]
             tables.append(grid([f'experiment {n}, epoch', 'article', *names], rows, markdown))
     return tables
+
+
+def forecasts(runs, markdown=False):
+    """When the plateau of each run ended, and what was foretold from its signal; None where nothing was."""
+    rows = []
+    for run in runs:
+        if len(run.signals):
+            told, end = forecast.history(list(run.signals), [loss for loss, _ in run.rows], run.options['test_images'],
+                                         run.options['loss'])
+            if told:
+                rows.append([run.name, end or 'not yet', ', '.join(f'{epoch}: {when}' for epoch, when in told.items())])
+    header = ['run', 'its plateau ended in epoch', 'foretold after epoch: for epoch']
+    return grid(header, rows, markdown) if rows else None
 
 
 def difference(runs, markdown=False):

@@ -48,3 +48,14 @@ def in_words(record, loss):
         return None
     return ('the loss is still that of a network that guesses, but the signal grows. By its last '
             f'{LEAST} values the plateau ends in epoch {int(when) + 1}')
+
+
+def history(signals, losses, images, loss_method):
+    """What was foretold on a run's plateau, and when it really ended.
+
+    signals: as in foretold. losses: the test loss after each epoch. Returns ({epoch: the epoch foretold after it}, the
+    first epoch whose loss is no longer that of guessing, or None). Epochs count from 1.
+    """
+    end = next((epoch for epoch, loss in enumerate(losses, 1) if not is_guessing(loss, images, loss_method)), None)
+    told = {epoch: foretold(signals[:epoch + 1]) for epoch in range(1, end or len(losses) + 1)}
+    return {epoch: int(when) + 1 for epoch, when in told.items() if when is not None}, end

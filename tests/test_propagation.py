@@ -1,11 +1,14 @@
 """The signal against NumPy, that measuring it changes nothing, and what is foretold from it."""
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 from conftest import SCRIPTS, SMALL, read_json
+from test_recorded import write_run
 
-from common import evaluation, forecast, images, propagation
+from common import compare, evaluation, forecast, images, propagation
+from common.recorded import Recorded
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
@@ -126,3 +129,24 @@ def test_what_a_run_says():
     assert forecast.in_words(record, 1500) is None
     assert forecast.in_words(record | {'epochs': epochs[:1]}, 2300) is None
     assert forecast.in_words({**record, 'signal_before_training': None}, 2300) is None, 'an older record'
+
+
+def test_history_of_a_plateau():
+    """Four epochs of guessing; each forecast is for an epoch counted from 1."""
+    signals = [1 / (55 - 10 * epoch) for epoch in range(5)] + [1.0, 1.0]
+    losses = [2300, 2301, 2299, 2302, 900, 100]
+    assert forecast.history(signals, losses, 1000, 'manual') == ({2: 6, 3: 6, 4: 6}, 5)
+    assert forecast.history(signals[:4], losses[:3], 1000, 'manual') == ({2: 6, 3: 6}, None)
+    assert forecast.history([], [100], 1000, 'manual') == ({}, 1)
+
+
+def test_compare_shows_foretold_and_real(tmp_path):
+    path = write_run(tmp_path, 'run', 2, [(2300, 0.1), (2301, 0.1), (2299, 0.1), (900, 0.6)])
+    record = read_json(path.with_suffix('.json'))
+    record['signal_before_training'] = {'fc1': 1 / 55}
+    for epoch, signal in zip(record['epochs'], [1 / 45, 1 / 35, 1 / 25, 1], strict=True):
+        epoch['signal'] = {'fc1': signal}
+    path.with_suffix('.json').write_text(json.dumps(record))
+    table = compare.forecasts([Recorded(path)])
+    assert table.splitlines()[1].split('  ')[-1].strip() == '2: 6, 3: 6' and ' 4 ' in table
+    assert compare.forecasts([Recorded(write_run(tmp_path, 'old', 2, [(2300, 0.1)]))]) is None
