@@ -79,6 +79,7 @@ class Run:
         except (mnist.Unavailable, Refused, ImportError, OSError) as error:
             sys.exit(f'{self.program}: {error}')
         self._state, self._step, self._batches = state, state.step, state.batches
+        self._begins_within = state.step % state.batches > 0
         self.name, self.record, self.loss_method = state.files.name, state.record, chosen['loss']
         self.graph_seed = opening.graph_seed(chosen['seed'], *divmod(state.step, state.batches))
         self._data.train.skip(state.step, chosen['batch_size'])
@@ -91,8 +92,7 @@ class Run:
     @property
     def log_every(self):
         """Iterations from one training accuracy to the next. A run that goes on within an epoch begins with one."""
-        within = self._pace.done == 0 and self._step % self._batches
-        return 1 if within else self.record['options']['log_every']
+        return 1 if self._pace.done == 0 and self._begins_within else self.record['options']['log_every']
 
     def __enter__(self):
         self._inside.enter_context(ops.precision(self._precision))
