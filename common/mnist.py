@@ -3,9 +3,9 @@
 `read_data_sets` and `DataSet.next_batch` keep the semantics of
 `tensorflow.examples.tutorials.mnist.input_data` of TensorFlow 1.15.
 """
-import contextlib
 import gzip
 import hashlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,13 +80,12 @@ def read_data_sets(train_dir, one_hot=False, validation_size=5000, seed=None):
 
     train_dir holds the four files (see `_candidates`), and may be read-only; what is missing is fetched into it. The
     first validation_size of the 60,000 training images become `validation`. Raises Unavailable where MNIST cannot be
-    found, ValueError where validation_size is out of range, OSError where train_dir cannot be made.
+    found, or train_dir is not a folder or holds another data set; ValueError where validation_size is out of range.
     """
     content = _load(Path(train_dir))
-    train_images = extract_images(content['train-images-idx3-ubyte'])
-    train_labels = extract_labels(content['train-labels-idx1-ubyte'], one_hot)
-    test_images = extract_images(content['t10k-images-idx3-ubyte'])
-    test_labels = extract_labels(content['t10k-labels-idx1-ubyte'], one_hot)
+    train_images, test_images = (extract_images(content[f'{part}-images-idx3-ubyte']) for part in ('train', 't10k'))
+    train_labels, test_labels = (extract_labels(content[f'{part}-labels-idx1-ubyte'], one_hot)
+                                 for part in ('train', 't10k'))
     if not 0 <= validation_size <= len(train_images):
         raise ValueError(f'validation_size must be in 0..{len(train_images)}, not {validation_size}')
     return SimpleNamespace(
@@ -120,49 +119,58 @@ def _extract(content, magic, dimensions):
 
 
 def _load(folder):
-    """The verified content of all four files, by name: from the folder, and the rest from the first source that has
-    it."""
-    content, tried = {}, []
+    """The content of all four files, by name, verified. Nothing is written until the folder has been searched."""
+    content, tried, damaged, unread = {}, [], set(), set()
     for name in FILES:
-        for path in _candidates(folder, name):
-            if name not in content and path.is_file():
-                try:
-                    content[name] = _verified(name, _read(path))
-                except Exception as error:      # a damaged file is a source that failed, like any other
-                    tried.append(f'{path}: {_reason(error)}')
-                    say(tried[-1])
-                    _refuse_another_data_set(path, name)
+        for path in filter(os.path.isfile, _candidates(folder, name)):      # Path.is_file can raise
+            try:
+                received = path.read_bytes()
+            except OSError as error:
+                _tell(tried, path, f'this file cannot be read ({error.strerror}), and is left as it is')
+                unread.add(path)
+                continue
+            try:
+                content[name] = _verified(name, _unzipped(received))
+                break
+            except Exception as error:      # a damaged file is a source that failed, like any other
+                _refuse_another_data_set(path, name, received)
+                _tell(tried, path, error)
+                damaged.add(path)
+    for name in content:
+        if folder / name in damaged:
+            download.store(folder / name, content[name])
     if len(content) == len(FILES):
         return content
-    with contextlib.suppress(OSError):      # each file that cannot be kept is named
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:                # each file that cannot be kept is named
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise Unavailable(f'{folder} is not a folder, or lies below a file. Give another --data-dir') from None
     for source, fetch in download.sources():
         try:
             for name, received in fetch(source, [name for name in FILES if name not in content]):
                 content[name] = _verified(name, received)
-                download.store(folder / name, received)
-        except Exception as error:              # whatever went wrong, the next source may do better
-            tried.append(f'{source}: {_reason(error)}')
-            say(tried[-1])
+                if folder / name not in unread:
+                    download.store(folder / name, received)
+        except Exception as error:          # whatever went wrong, the next source may do better
+            _tell(tried, source, error)
         if len(content) == len(FILES):
             return content
     missing = ', '.join(name for name in FILES if name not in content)
-    raise Unavailable('\n  '.join(['MNIST is not there. Tried:', *tried]) + f'\nPut {missing} (raw, or as .gz) into '
-                      f'{folder}')
+    raise Unavailable('\n  '.join(['MNIST is not there. Tried:', *tried]) +
+                      f'\nPut {missing} (raw, or as .gz) into {folder}')
 
 
 def _candidates(folder, name):
-    """Where a file may lie: as it is called, with a dot as 7-Zip and Kaggle have it, and in the folders of Kaggle's and
-    torchvision's archives; raw or as .gz."""
-    dotted = name.replace('-idx', '.idx')
-    paths = [folder / name, folder / dotted, folder / name / name, folder / dotted / dotted, folder / 'raw' / name,
-             folder / 'MNIST/raw' / name]
-    return [each for path in paths for each in (path, path.with_name(f'{path.name}.gz'))]
+    """Where a file may lie, raw or as .gz. 7-Zip and Kaggle write a dot; Kaggle and torchvision have folders, too."""
+    names = name, name.replace('-idx', '.idx')
+    places = [*names, *(f'{outer}/{inner}' for outer in names for inner in names), f'raw/{name}', f'MNIST/raw/{name}']
+    return [folder / f'{place}{suffix}' for place in places for suffix in ('', '.gz')]
 
 
-def _read(path):
-    content = path.read_bytes()
-    return gzip.decompress(content) if path.suffix == '.gz' else content
+def _unzipped(content):
+    """Judged by its first bytes, for some tools unpack a .gz and keep its name. An IDX file begins with two zeros."""
+    return gzip.decompress(content) if content.startswith(b'\x1f\x8b') else content
 
 
 def _verified(name, content):
@@ -174,16 +182,18 @@ def _verified(name, content):
     return content
 
 
-def _refuse_another_data_set(path, name):
-    """Raise Unavailable where the file at path is whole, and so no damaged MNIST: Fashion-MNIST has MNIST's names."""
+def _refuse_another_data_set(path, name, content):
+    """Raise Unavailable where content is a whole IDX file, and so no damaged MNIST: Fashion-MNIST has MNIST's names."""
     try:
-        (extract_images if 'images' in name else extract_labels)(_read(path))
+        _extract(_unzipped(content), *((2051, 3) if 'images' in name else (2049, 1)))
     except Exception:
         return
-    raise Unavailable(f'{path} is whole, but it is not MNIST: another data set of the same names? Nothing was changed. '
-                      'Give another --data-dir, or move the file away')
+    raise Unavailable(f'{path} is a whole IDX file, but it is not MNIST: another data set of the same names? '
+                      'Nothing was changed. Give another --data-dir, or move the file away')
 
 
-def _reason(error):
-    text = str(error) or type(error).__name__
-    return ''.join(character if character.isprintable() else '?' for character in text)
+def _tell(tried, source, problem):
+    """Say in one line, and note for the error at the end, why a source failed."""
+    text = str(problem) or type(problem).__name__
+    tried.append(f'{source}: ' + ''.join(character if character.isprintable() else '?' for character in text))
+    say(tried[-1])

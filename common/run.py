@@ -276,6 +276,8 @@ class Run:
             kinds = '.csv, .json, .log and .png' if state.rows else '.json and .log'
             self.say(f'done; {options.shown(state.files.csv.with_suffix(""))}{kinds}')
             return True
+        if isinstance(error, Refused):
+            raise SystemExit(f'{self.program}: {error}') from None
         words = last_words(error, state, options.resume_command(self._given, self.name))
         if words:
             self.say(words)
@@ -287,8 +289,6 @@ class Run:
 def last_words(error, state, resume_command):
     """What a user is told of an error that is no mistake in a script; None for such a mistake."""
     kept = 'nothing is kept' if state.is_empty and not isinstance(error, Interrupted) else state.kept()
-    if isinstance(error, Refused):
-        return str(error)
     if isinstance(error, Interrupted):
         return f'interrupted; {kept}. Go on with: {resume_command}'
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):

@@ -1,9 +1,13 @@
-"""MNIST: parsing bit for bit, and TensorFlow 1's batches."""
+"""MNIST: TensorFlow 1's batches, parsing bit for bit, and what is done with the files that a folder holds."""
+import gzip
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import snapshot
 
-from common import mnist
+from common import download, mnist
 from common.mnist import DataSet
 
 LABELS = 't10k-labels-idx1-ubyte'
@@ -34,7 +38,6 @@ class Reference:
             return np.concatenate([tail, self.images[:self.i]])
         self.i += b
         return self.images[self.i - b:self.i]
-
 
 
 def examples(n):
@@ -137,3 +140,124 @@ def test_real_mnist(mnist_dir):
     for size in (-1, 60001):
         with pytest.raises(ValueError, match='validation_size'):
             mnist.read_data_sets(mnist_dir, validation_size=size)
+
+
+# Files: small ones, and one source that counts what it gives. tests/test_download.py has the real ones.
+
+SMALL = {
+    IMAGES: idx(2051, (6, 28, 28), bytes(6 * 784)),
+    'train-labels-idx1-ubyte': idx(2049, (6,), range(6)),
+    't10k-images-idx3-ubyte': idx(2051, (3, 28, 28), bytes(3 * 784)),
+    LABELS: idx(2049, (3,), range(3)),
+}
+OTHER = idx(2049, (3,), [7, 7, 7])      # whole, but not LABELS
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """The names of the files that were fetched."""
+    names = []
+
+    def fetch(source, missing):
+        for name in missing:
+            names.append(name)
+            yield name, SMALL[name]
+    monkeypatch.setattr(mnist, 'FILES', {name: (len(content), hashlib.sha256(content).hexdigest())
+                                         for name, content in SMALL.items()})
+    monkeypatch.setattr(download, 'sources', lambda: [('a source', fetch)])
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with all files but LABELS."""
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    for name in SMALL.keys() - {LABELS}:
+        (folder / name).write_bytes(SMALL[name])
+    return folder
+
+
+def labels(folder):
+    return mnist.read_data_sets(folder, validation_size=0).test.labels.tolist()
+
+
+@pytest.mark.parametrize('place', ['', 'below'])
+def test_a_file_in_place_of_the_folder_is_an_error(place, fetched, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(mnist.Unavailable, match='file') as caught:
+        labels(tmp_path / 'file' / place)
+    assert '\n' not in str(caught.value) and not fetched
+    assert snapshot(tmp_path) == {Path('file'): b'mine'}
+
+
+@pytest.mark.parametrize('place, content', [
+    (LABELS, OTHER),
+    (LABELS, gzip.compress(OTHER)),
+    (f'{LABELS}.gz', gzip.compress(OTHER)),
+    (f'{LABELS}.gz', OTHER),
+    ('t10k-labels.idx1-ubyte', OTHER),
+    (f'raw/{LABELS}', OTHER),
+], ids=['raw', 'gz named raw', 'gz', 'raw named gz', 'dot', 'folder'])
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_whole_file_of_another_data_set_is_refused_at_once(place, content, damaged, fetched, folder, capfd):
+    if damaged:
+        (folder / IMAGES).write_bytes(b'damaged')
+    path = folder / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    before = snapshot(folder)
+    with pytest.raises(mnist.Unavailable, match='whole IDX') as caught:
+        labels(folder)
+    assert str(path) in str(caught.value) and '\n' not in str(caught.value)
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(':')[0] for line in told] == [str(folder / IMAGES)] * damaged, 'the error alone names it'
+    assert snapshot(folder) == before and not fetched
+
+
+@pytest.mark.parametrize('place, content', [
+    ('t10k-labels.idx1-ubyte', SMALL[LABELS]),
+    ('t10k-labels.idx1-ubyte.gz', gzip.compress(SMALL[LABELS])),
+    (f'{LABELS}/{LABELS}', SMALL[LABELS]),
+    (f'{LABELS}/t10k-labels.idx1-ubyte', SMALL[LABELS]),
+    (f'MNIST/raw/{LABELS}', SMALL[LABELS]),
+    (f'{LABELS}.gz', SMALL[LABELS]),
+    (LABELS, gzip.compress(SMALL[LABELS])),
+], ids=['dot', 'dot gz', 'folder', 'dot in folder', 'torchvision', 'raw named gz', 'gz named raw'])
+def test_a_file_is_used_where_it_lies(place, content, fetched, folder, capfd):
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    before = snapshot(folder)
+    assert labels(folder) == [0, 1, 2]
+    assert snapshot(folder) == before and not fetched and capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('beside', [False, True])
+def test_a_damaged_file_is_told_once_and_replaced(beside, fetched, folder, capfd):
+    """By what is fetched, or by what lies beside it."""
+    (folder / LABELS).write_bytes(SMALL[LABELS][:-1])
+    if beside:
+        (folder / f'{LABELS}.gz').write_bytes(gzip.compress(SMALL[LABELS]))
+    assert labels(folder) == [0, 1, 2]
+    told, = capfd.readouterr().err.splitlines()
+    assert told.startswith(f'{folder / LABELS}: ') and mnist.FILES[LABELS][1] in told
+    assert (folder / LABELS).read_bytes() == SMALL[LABELS]
+    assert fetched == [LABELS] * (not beside)
+    labels(folder)
+    assert capfd.readouterr().err == ''
+
+
+def test_a_file_that_cannot_be_read_is_named_and_left(fetched, folder, capfd):
+    (folder / LABELS).symlink_to('/proc/self/mem')      # root can read whatever a mode forbids, but not this
+    assert labels(folder) == [0, 1, 2] and fetched == [LABELS]
+    told, = capfd.readouterr().err.splitlines()
+    assert told.startswith(f'{folder / LABELS}: ') and 'Input/output error' in told
+    assert (folder / LABELS).is_symlink()
+
+
+def test_a_folder_that_cannot_be_made_loses_no_fetch(fetched, tmp_path, capfd):
+    folder = tmp_path / ('x' * 300)
+    assert labels(folder) == [0, 1, 2] and fetched == list(SMALL)
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(' ')[0] for line in told] == [str(folder / name) for name in SMALL]
