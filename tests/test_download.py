@@ -213,7 +213,7 @@ def test_what_cannot_be_kept_is_used_all_the_same(server, sources, tmp_path, mon
     (folder / LABELS).mkdir(parents=True)
     assert mnist.read_data_sets(folder).test.num_examples == 10000
     told = [line for line in capfd.readouterr().err.splitlines() if 'cannot be kept' in line]
-    assert told == [f'{folder / LABELS} cannot be kept (Is a directory): it is used now, and fetched again next time']
+    assert told == [f'{folder / LABELS} cannot be kept (Is a directory): it is used all the same']
     assert sorted(path.name for path in folder.iterdir()) == sorted(mnist.FILES), 'no temporary file is left'
 
     def full(descriptor):
