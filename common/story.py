@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from common import compare, recorded, scripts, verdicts
+from common import compare, forecast, recorded, scripts, verdicts
 from common.recorded import REFERENCE, Recorded, article_figures, author_figures, grid
 
 PLATEAU = 2250          # the test loss above which an epoch is on the plateau
@@ -94,6 +94,40 @@ def block_signals():
     return grid(['experiment: from conv1 to fc1 the signal', *(f'seed {seed}' for seed in seeds)], [
         [n, *(f'falls {1 / each[seed]:.3g} times' if each[seed] < 1 else f'rises {each[seed]:.3g} times'
               for seed in seeds)] for n, each in found.items()], True)
+
+
+def fast_runs():
+    """Experiment 2 with ten times the rate on a tenth of the images."""
+    return [Recorded(path) for path in sorted((REFERENCE / 'walkthrough').glob('alexnet2_fast-seed*.csv'))]
+
+
+def block_fast():
+    """One of the fast runs, epoch by epoch."""
+    run = fast_runs()[0]
+    told, _ = told_of(run)
+    rows = [['before training', '', '', f'{run.signals[0]:.3g}', f'{1 / run.signals[0]:.0f}', '']]
+    rows += [[epoch, f'{loss:.1f}', accuracy, f'{signal:.3g}', f'{1 / signal:.0f}', told.get(epoch, '')]
+             for epoch, (loss, accuracy, signal) in enumerate(
+                 zip(run.losses, run.accuracies, run.signals[1:], strict=True), 1)]
+    return grid(['epoch', 'test loss', 'test accuracy', 'signal at fc1', 'its inverse', 'plateau foretold to end in'],
+                rows, True)
+
+
+def told_of(run):
+    """What was foretold on a run's plateau, and when it ended, as forecast.history has it."""
+    return forecast.history(list(run.signals), [loss for loss, _ in run.rows], run.options['test_images'],
+                            run.options['loss'])
+
+
+def block_forecasts():
+    """How wrong each forecast was, in epochs, against how early it was."""
+    found = {run: told_of(run) for run in [*runs(), *fast_runs()] if len(run.signals)}
+    errors = {run: {end - epoch: when - end for epoch, when in told.items()}
+              for run, (told, end) in found.items() if end and told}
+    ahead = sorted({early for each in errors.values() for early in each}, reverse=True)
+    rows = [[run.name.rpartition('/')[2], found[run][1],
+             *(f'{each[early]:+d}' if early in each else '' for early in ahead)] for run, each in errors.items()]
+    return grid(['run', 'its plateau ended in epoch', *(f'{early} before' for early in ahead)], rows, True)
 
 
 def block_sevenths():

@@ -65,13 +65,14 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
 
     Returns (exit status, stdout, stderr). What must be patched for it, the test patches.
     """
-    def run(script, *options):
+    def run(script, *options, real_data=False):
         from common import opening
         path = ROOT / f'{script}.py' if isinstance(script, str) else script
         command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
         monkeypatch.setattr(sys, 'argv', list(map(str, command)))
         monkeypatch.setattr(scripts, '_STARTED', (path.resolve(), scripts.source(path)))
-        monkeypatch.setattr(opening, 'mnist', SimpleNamespace(read_data_sets=data_sets, DataSet=mnist.DataSet))
+        if not real_data:
+            monkeypatch.setattr(opening, 'mnist', SimpleNamespace(read_data_sets=data_sets, DataSet=mnist.DataSet))
         monkeypatch.chdir(tmp_path)
         capfd.readouterr()
         status = 0
