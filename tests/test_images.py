@@ -1,9 +1,13 @@
-"""Upscaling against cv2 and against values worked out by hand."""
+"""Upscaling against cv2 and against values worked out by hand; batches upscaled ahead."""
+import threading
+import time
+
 import cv2
 import numpy as np
 import pytest
 
-from common import images
+from common import images, mnist
+from common.images import Feed
 
 
 def test_one_image_against_cv2():
@@ -30,3 +34,56 @@ def test_missing_library_names_the_package(monkeypatch):
     monkeypatch.setattr(images, 'cv2_error', ImportError('libGL.so.1: cannot open shared object file'), raising=False)
     with pytest.raises(ImportError, match=r'libGL.so.1.*apt install libgl1.*opencv-python-headless'):
         images.image_shape_scale(np.zeros((1, 784), np.float32))
+
+
+# The feed
+
+class Data:
+    """A data set whose k-th batch is all k, and whose batches take a while, or fail."""
+
+    def __init__(self, fails_at=None):
+        self.served, self.threads, self.fails_at = 0, set(), fails_at
+
+    def next_batch(self, batch_size):
+        self.threads.add(threading.current_thread())
+        self.served += 1
+        if self.served == self.fails_at:
+            raise OSError('the disk is gone')
+        time.sleep(0.02)
+        return np.full([batch_size, 784], self.served, np.float32), np.eye(10)[[self.served] * batch_size]
+
+
+def test_batches_come_in_order_one_ahead_and_not_one_too_many():
+    data = Data()
+    with Feed(data, 2, 3) as feed:
+        for number in (1, 2, 3):
+            batch_xs, batch_ys = feed.next()
+            assert batch_xs.shape == (2, 227, 227, 1) and (batch_xs == number).all()
+            assert batch_ys.argmax(1).tolist() == [number, number]
+            time.sleep(0.2)
+            assert data.served == min(number + 1, 3), 'the next one is there, and no more'
+    assert threading.current_thread() not in data.threads
+    assert not any(thread.is_alive() for thread in data.threads)
+
+
+def test_an_error_on_the_thread_is_raised_where_its_batch_is_asked_for():
+    data = Data(fails_at=2)
+    with pytest.raises(OSError, match='the disk is gone'), Feed(data, 2, 3) as feed:
+        feed.next()
+        time.sleep(0.2)
+        assert data.served == 2, 'it has happened, and waits'
+        feed.next()
+    assert not any(thread.is_alive() for thread in data.threads)
+
+
+def test_batches_are_those_of_the_data_set(mnist_dir):
+    train = mnist.read_data_sets(mnist_dir, one_hot=True, validation_size=0).train
+
+    def data():
+        return mnist.DataSet(train.images[:50], train.labels[:50], seed=3)
+    expected = data()
+    with Feed(data(), 20, 8) as feed:       # an epoch's end falls inside a batch
+        for _ in range(8):
+            batch_xs, batch_ys = feed.next()
+            xs, ys = expected.next_batch(20)
+            assert (batch_xs == images.image_shape_scale(xs)).all() and (batch_ys == ys).all()

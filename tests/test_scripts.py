@@ -1,17 +1,26 @@
 """Each script differs from the one it derives from in the lines its experiment is about, and no others.
 
-The differences are listed in tests/differences/, each with a line of context above and below.
+The differences are listed in tests/differences/, each with a line of context above and below. Which script another
+derives from is what its docstring says: "Differs from alexnet2.py: ...".
 """
 import ast
 import difflib
+import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, SCRIPTS
 
-from common.records import code_lines
+from common import scripts
 
-DERIVED_FROM = {'alexnet2': 'alexnet1', 'alexnet3': 'alexnet2', 'alexnet4': 'alexnet1',
-                'alexnet5': 'alexnet2', 'alexnet6': 'alexnet2', 'alexnet7': 'alexnet6'}
+LISTED = {path.stem: path.read_text().splitlines() for path in (ROOT / 'tests/differences').glob('*.diff')}
+
+
+def parent_of(source):
+    """The script that a source says it differs from, or None."""
+    found = re.search(r'^Differs from (alexnet\d+)\.py: ', ast.get_docstring(ast.parse(source)), re.MULTILINE)
+    return found and found[1]
 
 
 def difference(parent, child):
@@ -20,39 +29,50 @@ def difference(parent, child):
     return ['@@' if line.startswith('@@') else line for line in diff]
 
 
-def wrong_scripts(code, listed):
-    return [child for child, parent in DERIVED_FROM.items() if difference(code[parent], code[child]) != listed[child]]
-
-
 def assignment(script, name):
     """The source of `name = ...` in a script's build_graph."""
     source = (ROOT / f'{script}.py').read_text()
-    found = [ast.get_source_segment(source, node) for node in ast.walk(ast.parse(source))
-             if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == name]
-    assert len(found) == 1
-    return found[0]
+    found, = [ast.get_source_segment(source, node) for node in ast.walk(ast.parse(source))
+              if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == name]
+    return found
 
 
 @pytest.fixture(scope='module')
-def code():
-    return {script: code_lines((ROOT / f'{script}.py').read_text()) for script in SCRIPTS}
+def sources():
+    return {script: (ROOT / f'{script}.py').read_text() for script in SCRIPTS}
 
 
 @pytest.fixture(scope='module')
-def listed():
-    return {child: (ROOT / f'tests/differences/{child}.diff').read_text().splitlines() for child in DERIVED_FROM}
+def code(sources):
+    return {script: scripts.code_lines(source) for script, source in sources.items()}
 
 
-def test_scripts_differ_in_the_listed_lines_only(code, listed):
-    assert wrong_scripts(code, listed) == []
+def test_each_script_but_the_first_derives_from_an_earlier_one(sources):
+    derived = {script: parent_of(source) for script, source in sources.items()}
+    assert [script for script, parent in derived.items() if parent is None] == ['alexnet1']
+    assert sorted(LISTED) == sorted(derived.keys() - {'alexnet1'})
+    assert all(int(parent[7:]) < int(script[7:]) for script, parent in derived.items() if parent)
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_any_other_change_is_noticed(script, code, listed):
-    for number, line in enumerate(code[script]):
-        for changed in ([line + ' '], [], [line, 'pass']):
-            mutant = code | {script: code[script][:number] + changed + code[script][number + 1:]}
-            assert wrong_scripts(mutant, listed), f'line {number} of {script}, {line!r}, became {changed}'
+@pytest.mark.parametrize('script', LISTED)
+def test_scripts_differ_in_the_listed_lines_only(script, sources, code):
+    assert difference(code[parent_of(sources[script])], code[script]) == LISTED[script]
+
+
+@pytest.mark.parametrize('script', LISTED)
+def test_any_other_change_is_noticed(script, sources, code):
+    """On either side of a difference."""
+    parent = parent_of(sources[script])
+
+    def is_noticed(**changed):
+        both = code | changed
+        return difference(both[parent], both[script]) != LISTED[script]
+    for changed in parent, script:
+        lines = code[changed]
+        for number, line in enumerate(lines):
+            for instead in ([line + ' '], [], [line, 'pass']):
+                mutant = lines[:number] + instead + lines[number + 1:]
+                assert is_noticed(**{changed: mutant}), f'line {number} of {changed}, {line!r}, became {instead}'
 
 
 @pytest.mark.parametrize(
@@ -71,3 +91,75 @@ def test_importing_a_script_builds_nothing(code):
         assert not [node for statement in constants for node in ast.walk(statement) if isinstance(node, ast.Call)]
         main, = [statement for statement in statements if isinstance(statement, ast.If)]
         assert ast.unparse(main.test) == "__name__ == '__main__'"
+
+
+# What is the same script
+
+SOURCE = '''"""A script."""
+rate = 1e-4     # the article's
+
+
+def build(x, y=2):
+    """A function."""
+    return (x +
+            y)
+'''
+
+
+@pytest.mark.parametrize('old, new', [
+    ('A script', 'My script'), ('A function', 'My function'), ('"""A script."""\n', ''),
+    ("     # the article's", ''), ('rate = 1e-4', 'rate=0.0001'), ('(x +\n            y)', 'x + y'), ('\n\n\n', '\n'),
+    ("'s\n", "'s\n\f"), ('\n', '\r\n')])
+def test_what_changes_no_script(old, new):
+    assert old in SOURCE and scripts.same(SOURCE, SOURCE.replace(old, new))
+
+
+@pytest.mark.parametrize('old, new', [
+    ('1e-4', '1e-3'), ('y=2', 'y=3'), ('x +', 'x -'), ('rate', 'speed'), ('y=2', 'y'), ('rate = 1e-4', ''),
+    ('return', '"""Not a docstring."""; return')])
+def test_what_changes_a_script(old, new):
+    assert old in SOURCE and not scripts.same(SOURCE, SOURCE.replace(old, new))
+
+
+def test_what_is_no_python_is_no_script():
+    with pytest.raises(SyntaxError):
+        scripts.same(SOURCE, 'def (')
+
+
+def test_no_two_of_the_scripts_are_the_same(sources):
+    assert not [(one, other) for one in SCRIPTS for other in SCRIPTS
+                if one < other and scripts.same(sources[one], sources[other])]
+
+
+def test_code_lines_and_description():
+    """A form feed ends no line for Python, though it does for str.splitlines."""
+    assert scripts.description(SOURCE) == 'A script.' and scripts.description('a = 1\n') == ''
+    assert scripts.code_lines(SOURCE.replace('# the', '\f# the')) == [
+        "rate = 1e-4     \f# the article's", '', '', 'def build(x, y=2):', '    return (x +', '            y)']
+
+
+@pytest.mark.parametrize('content', [
+    '\ufeffa = "é"\n'.encode(), 'a = "é"\n'.encode(), '# coding: latin-1\na = "é"\n'.encode('latin-1')])
+def test_a_source_is_read_as_python_reads_it(content, tmp_path):
+    (tmp_path / 'script.py').write_bytes(content)
+    assert scripts.source(tmp_path / 'script.py').endswith('a = "é"\n')
+
+
+def test_the_source_at_the_start(tmp_path):
+    """The script edits itself once it runs, as a user may while TensorFlow is imported."""
+    (tmp_path / 'other.py').write_text('b = 1\n')
+    program = (f'import sys; sys.path.insert(0, {str(ROOT)!r})\nimport common\nfrom common import scripts\n'
+               "open(__file__, 'w').write('edited')\n"
+               'print(scripts.source_at_start(__file__), end="")\nprint(scripts.source_at_start("other.py"), end="")\n')
+    (tmp_path / 'script.py').write_text(program)
+    for command in (['script.py'], [tmp_path / 'script.py']):
+        (tmp_path / 'script.py').write_text(program)
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout == program + 'b = 1\n', done.stderr
+
+
+def test_no_script_at_the_start(tmp_path):
+    """As in a notebook."""
+    done = subprocess.run([sys.executable, '-c', 'from common import scripts; print(scripts._STARTED)'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.stdout == "(None, '')\n", done.stderr
