@@ -179,7 +179,7 @@ def test_a_script(command, narrow, tmp_path):
     assert [path.name for path in tmp_path.glob('results/*')] == ['alexnet3-probe.png']
 
 
-@pytest.mark.parametrize('script', ['alexnet4', 'alexnet5'])
+@pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
 def test_a_run_at_its_checkpoint(script, command, narrow, run, tmp_path):
     """Its signals are those of the run's own record."""
     options = '--epochs', 2, '--train-images', 16, '--batch-size', 4, '--test-images', 200, '--name', 'mine'
