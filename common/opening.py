@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import machine, mnist, ops, options, records, scripts
-from common.checkpoints import check_folder
 from common.images import image_shape_scale
 from common.records import Files, Refused
 from common.state import State, counted, now
@@ -30,7 +29,6 @@ def begin(results_dir, name, script, source, chosen, precision):
 
     chosen: its options, a dict as options.chosen gives it. Raises Refused or OSError, with nothing left behind.
     """
-    check_folder(results_dir)
     files = Files.claim(results_dir, name)
     record = {
         'script': script.name, 'source': source, 'argv': options.argv(), 'seed': chosen['seed'], 'options': chosen,
@@ -52,7 +50,6 @@ def reopen(results_dir, name, script, source, parser, given, defaults):
     Raises Refused where it cannot go on: another script, a damaged file, nothing left to do. An option that
     contradicts the record ends the process through `parser`.
     """
-    check_folder(results_dir)
     if name is True:
         name = newest_unfinished(results_dir, script)
     files = Files.reopen(results_dir, name)

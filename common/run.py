@@ -25,13 +25,14 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import evaluation, forecast, mnist, opening, ops, options, plots, propagation, scripts
+from common.checkpoints import check_folder
 from common.divergence import describe, explain, largest_logit_gap, largest_weight
 from common.events import Events, learning_rate
 from common.images import Feed
 from common.records import Refused
 from common.terminal import Interrupted, LiveLine, Pace, Signals, die, duration
 
-WARM_UP = 3     # iterations before the time left is worth telling
+WARM_UP = 3     # iterations before the time left is told
 
 
 class Stopped(Exception):
@@ -64,6 +65,7 @@ class Run:
         tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
         self._live, self._signals, self._state = LiveLine(), Signals(self.say), None
         try:
+            check_folder(given.results_dir)
             state = None if given.resume is None else opening.reopen(
                 given.results_dir, given.resume, script, source, parser, given, defaults)
             chosen = state.record['options'] if state else options.chosen(parser, given, defaults)
@@ -85,9 +87,9 @@ class Run:
         self._data.train.skip(state.step, chosen['batch_size'])
         iterations = chosen['epochs'] * state.batches - state.step
         self._feed, self._pace = Feed(self._data.train, chosen['batch_size'], iterations), Pace(iterations)
-        self._events = Events(given.results_dir, self.name, given.tensorboard)
+        self._events, self._signal = Events(given.results_dir, self.name, given.tensorboard), propagation.Watch()
         self._epoch, self._epoch_start, self._train_accuracy = {'largest_logit_gap': None}, time.monotonic(), None
-        self._signal, self._inside = propagation.Watch(), contextlib.ExitStack()
+        self._inside = contextlib.ExitStack()
 
     @property
     def log_every(self):

@@ -63,17 +63,27 @@ def data_sets(mnist_dir):
 def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
     """Run a script, by name or path, in this process, as a user would in tmp_path, with its results in results/.
 
-    Returns (exit status, stdout, stderr). What must be patched for it, the test patches.
+    Returns (exit status, stdout, stderr). What must be patched for it, the test patches. To save time, data are loaded
+    once, figures are not drawn, and TensorFlow's own normalizations are used; with real=True nothing is saved.
     """
-    def run(script, *options, real_data=False):
-        from common import opening
+    from common import plots
+    stock_save = plots.save
+
+    def run(script, *options, real=False):
+        from common import opening, ops
         path = ROOT / f'{script}.py' if isinstance(script, str) else script
         command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
         monkeypatch.setattr(sys, 'argv', list(map(str, command)))
         monkeypatch.setattr(scripts, '_STARTED', (path.resolve(), scripts.source(path)))
-        if not real_data:
+        if not real:
             monkeypatch.setattr(opening, 'mnist', SimpleNamespace(read_data_sets=data_sets, DataSet=mnist.DataSet))
+            monkeypatch.setattr(plots, 'run_figure', lambda *_: None)
+            if plots.save is stock_save:
+                monkeypatch.setattr(plots, 'save', lambda figure, path: path.write_bytes(b'\x89PNG'))
+            monkeypatch.setattr(ops, '_compiles', lambda: False)
         monkeypatch.chdir(tmp_path)
+        if '--resume' in options:
+            gc.collect()                # a process that ends gives its locks back
         capfd.readouterr()
         status = 0
         try:
@@ -83,7 +93,6 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
             if isinstance(status, str):
                 print(status, file=sys.stderr)
                 status = 1
-        gc.collect()                    # a process that ends gives its locks back
         return status, *capfd.readouterr()
     return run
 

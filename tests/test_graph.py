@@ -1,12 +1,7 @@
-"""The seven graphs: shapes, initial values, and arithmetic against NumPy.
-
-A network is built once for all tests: at full size, which is slow, or narrow. Tests that change its variables put
-them back.
-"""
+"""The seven graphs against NumPy. A network is built once for all tests: at full size, which is slow, or narrow."""
 import contextlib
 import re
 import runpy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,11 +43,12 @@ class Network:
         self.initial = self.sess.run(self.variables)
 
     def run(self, fetches, batch, **feed):
+        """batch: images and labels. feed: values by the name of their placeholder."""
+        feed = {'X': batch[0], 'y': batch[1]} | feed
         if hasattr(self.g, 'learning_rate_holder'):
             feed = {'learning_rate_holder': self.rate} | feed
         by_name = vars(self.g) | {'dropping': self.dropping}
-        feed = {by_name[name]: value for name, value in feed.items()}
-        return self.sess.run(fetches, {self.g.X: batch[0], self.g.y: batch[1]} | feed)
+        return self.sess.run(fetches, {by_name[name]: value for name, value in feed.items()})
 
     def load(self, variable, value):
         self.sess.run(variable.initializer, {variable.initializer.inputs[1]: value})
@@ -100,7 +96,7 @@ def batch(data_sets, mnist_dir):
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_shapes_and_parameters(script):
     with tf.Graph().as_default() as graph:
-        g = SimpleNamespace(**vars(runpy.run_path(str(ROOT / f'{script}.py'))['build_graph']()))
+        g = runpy.run_path(str(ROOT / f'{script}.py'))['build_graph']()
         variables, trainable = tf.global_variables(), tf.trainable_variables()
     shapes = {'X': [None, 227, 227, 1], 'y': [None, 10],
               'conv1': [None, 55, 55, 96], 'pool1': [None, 27, 27, 96], 'conv2': [None, 27, 27, 256],
@@ -162,20 +158,9 @@ def test_initial_values(net):
 
 
 def test_the_seed_decides_the_initial_values():
-    def initial(seed):
-        with Network('alexnet2', narrow=True, seed=seed) as net:
-            return net.initial
-    first, again, other = initial(1), initial(1), initial(2)
+    first, again, other = (Network('alexnet2', narrow=True, seed=seed).initial for seed in (1, 1, 2))
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert not any((a == b).any() for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize('script', SCRIPTS)
-def test_the_articles_constants(script):
-    module = SimpleNamespace(**runpy.run_path(str(ROOT / f'{script}.py')))
-    assert (module.learning_rate, module.training_epoch, module.batch_size) == (1e-4, 50, 200)
-    assert (module.n_fc1, module.n_fc2, module.n_fc3, module.n_classes) == (9216, 4096, 4096, 10)
-    assert (module.dropout_rate, module.input_image_channel) == (0.5, 1)
 
 
 # Layers
@@ -267,7 +252,7 @@ def test_evaluation_normalizes_by_its_own_batch_and_moves_the_averages(net, batc
 
 # Loss, accuracy and the training step
 
-@networks(*SCRIPTS, narrow=['alexnet4', 'alexnet6'])
+@networks(*SCRIPTS, narrow=['alexnet4'])
 def test_loss_accuracy_and_one_step_against_numpy(net, batch):
     """Without dropout. Experiments 1 and 7 would be nan with the article's formula: see below."""
     last = [net.g.W_conv['output'], net.g.b_conv['output']]
@@ -288,7 +273,7 @@ def test_loss_accuracy_and_one_step_against_numpy(net, batch):
     np.testing.assert_allclose(W_after, W - 1e-4 * fc2.T @ difference, rtol=1e-5, atol=1e-6 * abs(W).max())
 
 
-@networks('alexnet4', 'alexnet6', narrow=['alexnet4', 'alexnet6'])     # the others' are too small to measure
+@networks('alexnet4', 'alexnet6', narrow=['alexnet4'])     # the others' are too small to measure
 def test_gradients_of_every_layer_against_finite_differences(net, batch):
     """The gradient is read off a training step; along it, central differences must give its norm."""
     layers = [*net.g.W_conv.values(), *net.g.b_conv.values()]
@@ -303,83 +288,9 @@ def test_gradients_of_every_layer_against_finite_differences(net, batch):
         if step * norm < 2.5e-4:    # too flat for float32; a bias before batch norm has no gradient at all
             continue
         losses = []
-        for sign in (1, -1):
+        for sign in (1, -1, 0):     # and back
             net.load(layer, value + sign * step * gradient / norm)
             losses.append(float(net.run(net.g.loss, batch)))
-        net.load(layer, value)
         assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(norm, rel=0.05), (layer.name, layer.shape)
         checked += 1
     assert checked >= 8, checked
-
-
-def test_loss_methods_agree_where_nothing_underflows(batch):
-    found = {}
-    for method in ('manual', 'stable', 'builtin'):
-        with Network('alexnet4', narrow=True, loss_method=method) as net:
-            before = net.sess.run(net.g.b_conv['output'])
-            loss = net.run(net.g.loss, batch)
-            net.run(net.g.train_step, batch)
-            found[method] = loss, net.sess.run(net.g.b_conv['output']) - before
-    for loss, step in (found['stable'], [len(batch[0]) * figure for figure in found['builtin']]):
-        assert loss == pytest.approx(found['manual'][0], rel=1e-5)
-        np.testing.assert_allclose(step, found['manual'][1], rtol=1e-2, atol=1e-7)
-
-
-@pytest.mark.parametrize('method', ['manual', 'stable'])
-def test_a_logit_gap_of_100(method, batch):
-    """Alone, the article's loss is rewritten to log_softmax and stays finite; in a training step it cannot be."""
-    bias = np.zeros(10)
-    bias[batch[1][0].argmax()] = 100
-    one = batch[0][:1], batch[1][:1]            # one image, classified right
-    with Network('alexnet4', narrow=True, loss_method=method) as net:
-        g = net.g
-        net.load(g.b_conv['output'], bias)
-        assert 95 < np.ptp(net.run(g.output, one)) < 105
-        assert net.run(g.loss, one) == pytest.approx(0, abs=1e-6)
-        assert net.run(g.accuracy, one) == 1
-        loss, y_output = net.run([g.loss, g.y_output], one)
-        assert (y_output == 0).sum() == 9
-        _, step_loss = net.run([g.train_step, g.loss], one)
-        weights = net.sess.run([g.W_conv['conv1'], g.W_conv['output']])
-        if method == 'manual':
-            assert np.isnan(loss) and np.isnan(step_loss)
-            assert all(np.isnan(values).all() for values in weights)
-            assert net.run(g.output, one).argmax() == 0     # argmax of nan: the article's 0.085
-        else:
-            assert loss == pytest.approx(0, abs=1e-6) and step_loss == loss
-            assert all(np.isfinite(values).all() for values in weights)
-
-
-def test_experiment_3_lowers_the_rate_at_steps_30_50_and_70(narrow, run, monkeypatch):
-    """In a run whose step i is any of these."""
-    from common.run import Run
-    step, rates = Run.step, []
-
-    def watched(self, g, feed_dict):
-        rates.append(feed_dict[g.learning_rate_holder])
-        step(self, g, feed_dict)
-
-    def epochs(self):
-        return iter([0, 29, 30, 49, 50, 69, 70])
-
-    def batches(self, i):
-        yield 0, *self._feed.next()
-    replacements = {'step': watched, 'epochs': epochs, 'batches': batches, 'evaluate': lambda *_: 0,
-                    'epoch_done': lambda *_: None}
-    for name, replacement in replacements.items():
-        monkeypatch.setattr(Run, name, replacement)
-    status, _, stderr = run(narrow('alexnet3'), '--epochs', 7, '--train-images', 4, '--batch-size', 4,
-                            '--test-images', 10)
-    assert status == 0, stderr
-    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6, 1e-7])
-
-
-@networks(narrow=['alexnet3'])
-def test_the_rate_that_is_fed_is_the_rate_that_is_used(net, batch):
-    steps, bias = [], net.g.b_conv['output']
-    for rate in (1e-3, 1e-4, 0):
-        with net.restored():
-            before = net.sess.run(bias)
-            net.run(net.g.train_step, batch, learning_rate_holder=rate)
-            steps.append(abs(net.sess.run(bias) - before).max())
-    assert steps[0] == pytest.approx(10 * steps[1], rel=0.01) and steps[1] > 1e-5 and steps[2] == 0

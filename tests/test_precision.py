@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf  # isort: skip
 SMALL = ['--epochs', 1, '--train-images', 20, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 
 
+@pytest.mark.slow
 def test_bfloat16_from_the_command_line(narrow, run, tmp_path, monkeypatch):
     """The second run is in bfloat16, the third on a CPU without instructions for it."""
     if not ops.can_use_bfloat16():
@@ -25,7 +26,8 @@ def test_bfloat16_from_the_command_line(narrow, run, tmp_path, monkeypatch):
     script, losses = narrow('alexnet2'), []
     for precision, native in ('float32', True), ('bfloat16', True), ('bfloat16', False):
         monkeypatch.setattr('common.machine.native_bfloat16', lambda native=native: native)
-        status, _, stderr = run(script, *SMALL, '--precision', precision, '--name', f'run{len(losses)}')
+        status, _, stderr = run(script, *SMALL, '--precision', precision, '--name', f'run{len(losses)}',
+                                real=True)
         assert status == 0 and f'loss manual, {precision}, seed 1, on ' in stderr, stderr
         assert stored.pop() == {precision}
         assert ('this CPU has no instructions for bfloat16: float32 would be faster' in stderr) == (not native)
@@ -42,6 +44,7 @@ def test_without_onednn(narrow, start, tmp_path):
     assert 'bfloat16 is not available: this TensorFlow cannot use it on this CPU. The run uses float32' in stderr
 
 
+@pytest.mark.slow
 def test_a_tensorflow_without_xla(narrow, run, tmp_path, monkeypatch):
     """Its own normalizations are used then, and the run says so once. The figures are the same but for rounding."""
     def raises(*_, **__):
@@ -53,7 +56,7 @@ def test_a_tensorflow_without_xla(narrow, run, tmp_path, monkeypatch):
                 if not fused:
                     patch.setattr(ops, '_fused', raises)
                 ops._compiles.cache_clear()
-                status, _, stderr = run(narrow(script), *SMALL, '--name', f'{script}-{fused}')
+                status, _, stderr = run(narrow(script), *SMALL, '--name', f'{script}-{fused}', real=True)
             assert status == 0, stderr
             told = 'this TensorFlow has no XLA: its own normalizations are used, which are slower'
             assert stderr.count(told) == (not fused)

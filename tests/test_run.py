@@ -55,7 +55,7 @@ def test_scripts_that_diverge(script, start, tmp_path):
 
 
 def test_a_narrow_script(narrow, run, tmp_path):
-    _, stdout, stderr = run(narrow('alexnet4'), *FEW)
+    _, stdout, stderr = run(narrow('alexnet4'), *FEW, real=True)
     check('alexnet4', tmp_path / 'results', stdout, stderr)
 
 
@@ -134,7 +134,7 @@ def test_live_line_on_a_terminal(narrow, start):
 def test_data_that_cannot_be_had(run, tmp_path, monkeypatch):
     monkeypatch.setattr('common.download.MIRRORS', ['http://127.0.0.1:9/'])
     monkeypatch.setenv('PATH', '')
-    status, _, stderr = run('alexnet4', '--data-dir', 'empty', real_data=True)
+    status, _, stderr = run('alexnet4', '--data-dir', 'empty', real=True)
     assert status == 1 and 'Traceback' not in stderr
     assert 'alexnet4.py: MNIST is not there. Tried:\n  http://127.0.0.1:9/: ' in stderr
     assert last_line(stderr).startswith('Put train-images-idx3-ubyte, ')

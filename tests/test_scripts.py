@@ -82,6 +82,15 @@ def test_initializations_are_shared(script, same_as, name):
     assert assignment(script, name) == assignment(same_as, name)
 
 
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_the_articles_constants(script, code):
+    found = {}
+    exec('\n'.join(ast.unparse(statement) for statement in ast.parse('\n'.join(code[script])).body
+                   if isinstance(statement, ast.Assign)), {}, found)
+    assert found == {'input_image_channel': 1, 'learning_rate': 1e-4, 'training_epoch': 50, 'batch_size': 200,
+                     'n_classes': 10, 'n_fc1': 9216, 'n_fc2': 4096, 'n_fc3': 4096, 'dropout_rate': 0.5}
+
+
 def test_importing_a_script_builds_nothing(code):
     for script in SCRIPTS:
         statements = ast.parse('\n'.join(code[script])).body
