@@ -83,7 +83,7 @@ def newest_unfinished(results_dir, script):
         with contextlib.suppress(Refused, OSError):
             record = records.read_record(path)
             if record['script'] == script.name and record['status'] not in ('complete', 'stopped'):
-                Files.reopen(results_dir, path.stem)        # refuses one that is still going
+                Files.reopen(results_dir, path.stem).close()    # refuses one that is still going
                 found.append((record['start'], path.stem))
     if not found:
         raise Refused(f'there is no unfinished run of {script.name} in {results_dir} that is not still going. '

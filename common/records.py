@@ -77,6 +77,10 @@ class Files:
         except FileNotFoundError:
             raise Refused(f'there is no run {name} in {results_dir}') from None
 
+    def close(self):
+        """Give the lock back."""
+        self._csv_file.close()
+
     def write_record(self, record):
         """Replace the record, as a whole. Numbers of NumPy become floats."""
         with replacing(self.json) as file:

@@ -28,12 +28,13 @@ class Signals:
     def __init__(self, say):
         self._say = say
         self._received, self._before = None, {}
-        self._read, self._write = socket.socketpair()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._read = self._write = self._thread = None
 
     def start(self):
         """Take the signals over. One that is ignored stays so: under `nohup`, or in a script's background."""
+        self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._before = {number: signal.signal(number, lambda *_: None) for number in ENDING
                         if signal.getsignal(number) != signal.SIG_IGN}
         signal.set_wakeup_fd(self._write.fileno())
@@ -41,10 +42,10 @@ class Signals:
 
     def stop(self):
         """Give them back."""
-        if self._thread.is_alive():
-            signal.set_wakeup_fd(-1)
-            self._write.close()         # which ends the thread
-            self._thread.join()
+        signal.set_wakeup_fd(-1)
+        self._write.close()         # which ends the thread
+        self._thread.join()
+        self._read.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

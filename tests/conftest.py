@@ -3,7 +3,6 @@
 A run in this process saves the five seconds of TensorFlow's import. A process of its own is for what ends or kills it.
 """
 import functools
-import gc
 import json
 import os
 import re
@@ -66,8 +65,12 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
     Returns (exit status, stdout, stderr). What must be patched for it, the test patches. To save time, data are loaded
     once, figures are not drawn, and TensorFlow's own normalizations are used; with real=True nothing is saved.
     """
-    from common import plots
-    stock_save = plots.save
+    from common import plots, records
+    stock_save, stock_lock, opened = plots.save, records._lock, []
+
+    def lock(file, name):
+        opened.append(file)
+        return stock_lock(file, name)
 
     def run(script, *options, real=False):
         from common import opening, ops
@@ -81,9 +84,8 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
             if plots.save is stock_save:
                 monkeypatch.setattr(plots, 'save', lambda figure, path: path.write_bytes(b'\x89PNG'))
             monkeypatch.setattr(ops, '_compiles', lambda: False)
+        monkeypatch.setattr(records, '_lock', lock)
         monkeypatch.chdir(tmp_path)
-        if '--resume' in options:
-            gc.collect()                # a process that ends gives its locks back
         capfd.readouterr()
         status = 0
         try:
@@ -93,6 +95,10 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
             if isinstance(status, str):
                 print(status, file=sys.stderr)
                 status = 1
+        finally:
+            monkeypatch.setattr(records, '_lock', stock_lock)
+            while opened:
+                opened.pop().close()    # a process that ends gives its locks back
         return status, *capfd.readouterr()
     return run
 

@@ -152,6 +152,7 @@ def types(nodes):
                     tf.as_dtype(node.attr['T'].type).name) for node in nodes if node.attr['T'].type)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_what_bfloat16_computes_in_which_type(script, bfloat16):
     layers = 7 if script == 'alexnet5' else 5
@@ -192,6 +193,7 @@ def test_what_bfloat16_computes_in_which_type(script, bfloat16):
     assert types(step)['AddN', 'float32'] == (7 if batch_normalized else 0), 'a layer into moments and normalization'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
 def test_float32_computes_nothing_in_bfloat16(script):
     for nodes in optimized(script, 'float32'):

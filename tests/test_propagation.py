@@ -7,12 +7,18 @@ import pytest
 from conftest import SCRIPTS, SMALL, read_json
 from test_recorded import write_run
 
-from common import compare, evaluation, forecast, images, propagation
+from common import compare, evaluation, forecast, images, ops, propagation
 from common.recorded import Recorded
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
 CONFIG = tf.ConfigProto(allow_soft_placement=True)
+
+
+@pytest.fixture(autouse=True)
+def unfused(monkeypatch):
+    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
+    monkeypatch.setattr(ops, '_compiles', lambda: False)
 
 
 def load(path):
