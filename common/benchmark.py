@@ -36,7 +36,6 @@ import tensorflow.compat.v1 as tf  # isort: skip
 
 WAYS = 'article', 'float32', 'bfloat16'
 WARM_UP = 2             # iterations that are not counted: the first one optimizes and compiles the graphs
-TEST_IMAGES = 1000
 
 
 def main():
@@ -48,6 +47,8 @@ def main():
     parser.add_argument('--iterations', type=between(1, 1000), default=10, metavar='K',
                         help='of each way (default: 10)')
     parser.add_argument('--batch-size', type=between(1, TRAIN_IMAGES), default=200, metavar='N', help='(default: 200)')
+    parser.add_argument('--test-images', type=between(1, options.TEST_IMAGES), default=1000, metavar='N',
+                        help='evaluated at the end, for its memory (default: 1000)')
     parser.add_argument('--data-dir', type=options.folder, default=options.DATA_DIR, metavar='DIR',
                         help="folder of MNIST's four files (default: MNIST_data)")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write every sample, too')
@@ -95,7 +96,7 @@ def measure(given):
             live.show(f'iteration {iteration + 1} of {WARM_UP + given.iterations}')
         # Each ends after this; the article's, which takes the most memory for it, when the others are gone.
         peaks = {way: workers[way].next() for way in reversed(WAYS)}
-    return {'experiment': given.experiment, 'batch_size': given.batch_size, 'test_images': TEST_IMAGES,
+    return {'experiment': given.experiment, 'batch_size': given.batch_size, 'test_images': given.test_images,
             'flops': graphs['article'].pop('flops'), **environment(tf), 'ways': {
                 way: {'precision': graphs[way]['precision'], 'fused': graphs[way]['fused'], 'samples': samples[way],
                       **peaks[way]} for way in WAYS}}
@@ -111,7 +112,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile('w+')     # noqa: SIM115
         command = [sys.executable, '-m', 'common.benchmark', '--way', way, '--experiment', given.experiment,
                    '--iterations', given.iterations, '--batch-size', given.batch_size,
-                   '--data-dir', given.data_dir.absolute()]
+                   '--test-images', given.test_images, '--data-dir', given.data_dir.absolute()]
         self._process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | {'TMPDIR': folder},
                                          text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
 
@@ -176,8 +177,8 @@ def work(given):
     with tempfile.TemporaryDirectory() as folder:
         images = (WARM_UP + given.iterations) * given.batch_size
         sys.argv = [module.__file__, '--epochs', '1', '--train-images', str(images), '--seed', '0',
-                    '--batch-size', str(given.batch_size), '--test-images', str(TEST_IMAGES), '--precision', given.way,
-                    '--data-dir', str(given.data_dir), '--results-dir', folder]
+                    '--batch-size', str(given.batch_size), '--test-images', str(given.test_images),
+                    '--precision', given.way, '--data-dir', str(given.data_dir), '--results-dir', folder]
         module.main()
 
 
@@ -213,13 +214,14 @@ class TimedRun(Run):
         start = time.perf_counter()
         super().step(g, feed_dict)
         self._stepped = time.perf_counter()
-        self._step = self._stepped - start
+        self._stepping = self._stepped - start
 
     def iteration_done(self, train_accuracy):
         """Report an iteration."""
         accuracy = time.perf_counter() - self._stepped
         self._peak_training = peak_memory()
-        report(waiting=self._waiting, step=self._step, accuracy=accuracy)
+        super().iteration_done(train_accuracy)      # without it, each step would measure the signal as the first does
+        report(waiting=self._waiting, step=self._stepping, accuracy=accuracy)
 
     def print(self, line):
         """Print nothing: stdout carries the reports."""
@@ -254,9 +256,9 @@ def article(module, given):
                 times.append(time.perf_counter())
                 peak_training = peak_memory()
                 report(**dict(zip(('waiting', 'step', 'accuracy'), np.diff(times), strict=True)))
-            batch_xs = image_shape_scale(data.test.images[:TEST_IMAGES])
+            batch_xs = image_shape_scale(data.test.images[:given.test_images])
             for figure in (g.loss, g.accuracy):
-                sess.run(figure, feed_dict={g.X: batch_xs, g.y: data.test.labels[:TEST_IMAGES]})
+                sess.run(figure, feed_dict={g.X: batch_xs, g.y: data.test.labels[:given.test_images]})
     print(json.dumps({'peak_training': peak_training, 'peak_evaluating': peak_memory()}), flush=True)
 
 

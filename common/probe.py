@@ -121,7 +121,8 @@ def look(g, sess, batch_xs, batch_ys):
     g: what build_graph returns. batch_xs: [batch, 784]. batch_ys: [batch, 10]. Returns a namespace: layers, a list of
     namespaces, each a name and what `measure` gives, and gradient, its norm over that of the weights; masked, the names
     of those seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and
-    labels, [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g.
+    labels, [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g, or its loss
+    cannot be evaluated.
     """
     feed_dict = evaluation.feed(g, image_shape_scale(batch_xs), batch_ys)
     names = list(dict.fromkeys(map(_layer, g.W_conv)))
@@ -129,6 +130,7 @@ def look(g, sess, batch_xs, batch_ys):
     if missing or 'fc1' not in names:
         raise Refused('the script needs a tensor named like each layer of W_conv, and fc1: there is no '
                       f'{", ".join(missing) or "fc1"}')
+    evaluation.check(g)
     activations = {name: before_dropout(getattr(g, name)) for name in names}
     # Beside the script's own loss, each method's: the same arithmetic on the same logits.
     cross_entropies = tf.nn.softmax_cross_entropy_with_logits(logits=g.output, labels=g.y)

@@ -228,8 +228,7 @@ class Run:
 
     def _restore(self):
         """Go on where the checkpoint was written."""
-        so_far = self._state.restore(self._precision)
-        if so_far:
+        if so_far := self._state.restore(self._precision):
             self._epoch, self._train_accuracy = so_far['epoch'], so_far['training_accuracy']
             self._epoch_start -= self._epoch.pop('seconds')
         if self._state.rows:        # a kill may have come between the last checkpoint and the plot
@@ -241,8 +240,7 @@ class Run:
 
     def _diverged(self, loss, why):
         """Record and tell the first training loss that is not finite."""
-        i, iteration = divmod(self._step, self._batches)
-        before = self._train_accuracy
+        (i, iteration), before = divmod(self._step, self._batches), self._train_accuracy
         self.record['divergence'] = {'epoch': i + 1, 'iteration': iteration, 'loss': str(loss), **why,
                                      'training_accuracy_before': before, 'stopped': self._given.stop_on_nan}
         self._state.files.write_record(self.record)

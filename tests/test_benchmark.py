@@ -1,20 +1,22 @@
 """python -m common.benchmark: that it measures, not what."""
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 from common import benchmark, ops
+from common.propagation import Watch
 
 
 @pytest.mark.slow
 def test_benchmark(tmp_path, mnist_dir):
     """Small batches: what is tested is that it measures, not what."""
     command = [sys.executable, '-m', 'common.benchmark', '--experiment', '3', '--iterations', '3', '--batch-size', '2',
-               '--data-dir', str(mnist_dir), '--json', str(tmp_path / 'found.json')]
+               '--test-images', '10', '--data-dir', str(mnist_dir), '--json', str(tmp_path / 'found.json')]
     (tmp_path / 'tmp').mkdir()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=os.environ | {'TMPDIR': str(tmp_path / 'tmp')})
@@ -35,6 +37,26 @@ def test_benchmark(tmp_path, mnist_dir):
     convolutions = conv1 + 27 * 27 * 256 * 5 * 5 * 96 + 13 * 13 * 3 * 3 * (256 * 384 + 384 * 384 + 384 * 256)
     forward = convolutions + 9216 * 4096 + 4096 * 4096 + 4096 * 10      # products and sums, an image
     assert found['flops'] == {'accuracy': 2 * 2 * forward, 'step': 2 * 2 * (3 * forward - conv1)}
+
+
+def test_what_is_timed_is_what_a_run_does(narrow, run, monkeypatch):
+    """The signal before training is measured in the first iteration, which is not counted, and in no other."""
+    begin, measured, reports = Watch.begin, [], []
+
+    def watched(*arguments):
+        measured.append(len(reports))
+        return begin(*arguments)
+    monkeypatch.setattr(Watch, 'begin', watched)
+    monkeypatch.setattr('common.run.Run', benchmark.TimedRun)
+    monkeypatch.setattr(benchmark, 'report', lambda **figures: reports.append(figures))
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'))
+    status, stdout, stderr = run(narrow('alexnet4'), '--epochs', 1, *SMALL)
+    assert status == 0, stderr
+    graph, *iterations = reports
+    assert graph['precision'] == 'float32' and len(iterations) == 4 and measured == [1]
+    assert all(figures.keys() == {'waiting', 'step', 'accuracy'} for figures in iterations)
+    peaks = json.loads(stdout)
+    assert 0 < peaks['peak_training'] <= peaks['peak_evaluating']
 
 
 GIB = 2**30

@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -102,33 +101,6 @@ def test_precision_of_a_run_that_began_again(narrow, run, tmp_path, monkeypatch)
     assert record['precision'] == 'float32' and record['options']['precision'] == 'bfloat16'
     assert run(script, '--resume', 'alexnet4', '--epochs', 2)[0] == 0
     assert read_json(tmp_path / 'results/alexnet4.json')['resumed'][0]['precision'] == 'float32'
-
-
-# The files
-
-def test_names_claimed_at_once_differ(tmp_path):
-    files, barrier = [], threading.Barrier(20)
-
-    def claim():
-        barrier.wait()
-        files.append(records.Files.claim(tmp_path, 'run'))
-    threads = [threading.Thread(target=claim) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(each.name for each in files) == sorted(['run', *(f'run-{k}' for k in range(2, 21))])
-
-
-def test_rows_are_read_as_they_were_written(tmp_path):
-    files = records.Files.claim(tmp_path, 'run')
-    rows = [(np.float32(2300.4587), np.float32(0.127)), (np.float32(np.nan), np.float32(0.085))]
-    for row in rows:
-        files.append_row(*row)
-    assert files.csv.read_text() == '2300.4587,0.127\nnan,0.085\n'
-    np.testing.assert_equal(records.read_rows(files.csv), rows)
-    files.cut(1)
-    assert files.csv.read_text() == '2300.4587,0.127\n'
 
 
 # TensorBoard

@@ -164,6 +164,15 @@ def test_more_test_images_at_once_than_fit_are_refused(script, narrow, run, tmp_
     assert not (tmp_path / 'results').exists() and stdout == ''
 
 
+def test_no_test_image_fits_at_once(narrow, run, monkeypatch):
+    """In pieces, they do."""
+    monkeypatch.setattr('common.machine.memory', lambda: 2 * 2**30)
+    status, _, stderr = run(narrow('alexnet6'), *FEW)
+    assert status == 1 and last_line(stderr) == (
+        'alexnet6.py: 10 test images at once take about 2.9 GiB of memory, and there are 2.0')
+    assert run(narrow('alexnet4'), *FEW)[0] == 0
+
+
 def test_memory_is_what_a_container_leaves(tmp_path, monkeypatch):
     machine = importlib.import_module('common.machine')
     limit = tmp_path / 'memory.max'
