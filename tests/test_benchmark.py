@@ -86,7 +86,7 @@ def test_benchmark_that_cannot_be_written(mnist_dir, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('options, message', [
-    (['--experiment', 8], "argument --experiment: invalid choice: 8"),
+    (['--experiment', 0], "argument --experiment: invalid choice: 0"),
     (['--iterations', 0], "argument --iterations: '0' is not a whole number from 1"),
     (['--iterations', 299], '--iterations and --batch-size ask for more than the 60000 training images'),
     (['--json', 'nowhere/file'], '--json: there is no folder '),

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS
+from test_graph import BATCH_NORM_SCRIPTS, SEVEN
 
 from common import ops
 
@@ -153,10 +153,10 @@ def types(nodes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('script', SEVEN)
 def test_what_bfloat16_computes_in_which_type(script, bfloat16):
     layers = 7 if script == 'alexnet5' else 5
-    batch_normalized = script in ('alexnet6', 'alexnet7')
+    batch_normalized = script in BATCH_NORM_SCRIPTS
     step, accuracy, loss = optimized(script, 'bfloat16')
     for nodes in (step, accuracy, loss):
         found = types(nodes)

@@ -82,7 +82,7 @@ def test_initializations_are_shared(script, same_as, name):
     assert assignment(script, name) == assignment(same_as, name)
 
 
-@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('script', [f'alexnet{number}' for number in range(1, 8)])
 def test_the_articles_constants(script, code):
     found = {}
     exec('\n'.join(ast.unparse(statement) for statement in ast.parse('\n'.join(code[script])).body
