@@ -212,7 +212,8 @@ class Run:
         try:
             print(line, flush=True)
         except OSError as error:
-            self._signals.check()       # Ctrl-C ends whoever reads this, too
+            time.sleep(0.1)             # what ends the reader, Ctrl-C or a terminal that closes, may be on its way
+            self._signals.check()
             raise Unprintable(f'stdout cannot be written ({error.strerror})') from None
         self._state.files.append_log(line)
 

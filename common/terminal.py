@@ -60,8 +60,8 @@ class Signals:
             if number in self._before:
                 if self._received:
                     die(number)
-                self._received = number
                 self._say('ending after this iteration; a second signal ends it at once')
+                self._received = number
 
 
 def die(number):
