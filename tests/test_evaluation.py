@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, last_line
 
-from common import evaluation, images
+from common import evaluation, images, ops
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
@@ -17,6 +17,12 @@ EDITS = {       # of the loss: what it becomes, and the pieces in which it is me
     'with the image in it': ('tf.reduce_mean(cross_entropy) + tf.reduce_mean(X)', [450]),
     'with a layer in it': ('tf.reduce_mean(cross_entropy) + tf.reduce_max(fc2)', [450]),
 }
+
+
+@pytest.fixture(autouse=True)
+def unfused(monkeypatch):
+    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
+    monkeypatch.setattr(ops, '_compiles', lambda: False)
 
 
 @pytest.fixture

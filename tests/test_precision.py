@@ -78,7 +78,8 @@ def epoch_done(*arguments):
     print('peak', status['VmHWM'].split()[0])
 Run.epoch_done = epoch_done
 """
-    process = start('alexnet2', '--epochs', 1, '--train-images', 400, '--precision', 'bfloat16', prelude=prelude)
+    process = start('alexnet2', '--epochs', 1, '--train-images', 400, '--log-every', 2,
+                    '--precision', 'bfloat16', prelude=prelude)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert 1 < int(stdout.split()[-1]) / 2**20 < 3.5

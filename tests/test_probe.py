@@ -29,6 +29,12 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unfused(monkeypatch):
+    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
+    monkeypatch.setattr(ops, '_compiles', lambda: False)
+
+
 @pytest.fixture(scope='module')
 def look(mnist_dir, tmp_path_factory):
     """Probe a script, by name, or 'he', experiment 2 with He initialization, on a batch of a few images."""
@@ -50,9 +56,7 @@ def look(mnist_dir, tmp_path_factory):
             with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as sess:
                 sess.run(tf.global_variables_initializer())
                 return probe.look(g, sess, batch_xs, batch_ys)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, '_compiles', lambda: False)      # TensorFlow's own normalizations need not be compiled first
-        yield look
+    yield look
     sys.path.remove(str(folder))
 
 
