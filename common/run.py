@@ -295,5 +295,5 @@ def last_words(error, state, resume_command):
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
         return f'out of memory; {kept}. A smaller --batch-size or --test-images needs less'
     if isinstance(error, OSError):
-        return f'{error}; {kept}' + (f'. Mend that, then go on with: {resume_command}' if state.rows else '')
+        return f'{error}; {kept}' + (f'. Mend that, then go on with: {resume_command}' if any(state.position) else '')
     return None
