@@ -62,15 +62,15 @@ class Checkpoints:
             with replacing(self._state) as file:
                 file.write(f'model_checkpoint_path: "{new.name}"\n'.encode())
         except BaseException:
-            self._keep(self._newest)
+            self.keep_newest()
             raise
         self._newest, self.step = new, step
-        self._keep(new)
+        self.keep_newest()
 
-    def _keep(self, checkpoint):
-        """Remove all checkpoints but one."""
+    def keep_newest(self):
+        """Remove all others: earlier ones, and what a kill or a full disk left of a later one."""
         for path in self.folder.iterdir():
-            if re.match(r'(step|epoch)-\d+\.', path.name) and (checkpoint is None or path.stem != checkpoint.name):
+            if re.match(r'(step|epoch)-\d+\.', path.name) and (self._newest is None or path.stem != self._newest.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove(self):

@@ -230,7 +230,7 @@ class Run:
     def _restore(self):
         """Go on where the checkpoint was written."""
         if so_far := self._state.restore(self._precision):
-            self._epoch, self._train_accuracy = so_far['epoch'], so_far['training_accuracy']
+            self._epoch, self._train_accuracy = dict(so_far['epoch']), so_far['training_accuracy']
             self._epoch_start -= self._epoch.pop('seconds')
         if self._state.rows:        # a kill may have come between the last checkpoint and the plot
             self._plot()

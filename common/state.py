@@ -65,6 +65,7 @@ class State:
         """
         if self.step:
             self.checkpoints.restore()
+            self.checkpoints.keep_newest()
         (epochs, iteration), record = self.position, self.record
         self.files.cut(epochs)
         del record['epochs'][epochs:]
@@ -78,8 +79,10 @@ class State:
                 'first_epoch': epochs + 1, 'iteration': iteration, 'start': now(), 'argv': options.argv(),
                 'precision': precision, **machine.environment(tf)})
         record |= {'status': 'running', 'end': None}
+        if (unfinished := self._unfinished()) is None:
+            record.pop('unfinished', None)
         self.files.write_record(record)
-        return self._unfinished() or {}
+        return unfinished or {}
 
     @property
     def step_of_divergence(self):

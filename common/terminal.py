@@ -12,6 +12,8 @@ import time
 # Ctrl-C; a job that is ended; a terminal that closes; a cluster's warning that the machine will be taken away.
 ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
 
+SIGHUP = getattr(signal, 'SIGHUP', None)    # Windows has none
+
 
 class Interrupted(Exception):
     """A signal asks the run to end. Its argument is the signal's number."""
@@ -20,6 +22,7 @@ class Interrupted(Exception):
 class Signals:
     """The first signal asks the run to end; a second ends the process at once.
 
+    SIGHUP does not count as a second one: where a terminal closes, the kernel sends it, and the shell sends it again.
     Python calls its own handlers between two bytecodes, but a training step is one call that takes
     seconds. So a thread reads the numbers from the wake-up socket, where they arrive at once.
     say: called with one line when the first signal comes.
@@ -58,6 +61,8 @@ class Signals:
         while received := self._read.recv(1):
             number = received[0]
             if number in self._before:
+                if self._received and number == SIGHUP:
+                    continue
                 if self._received:
                     die(number)
                 self._say('ending after this iteration; a second signal ends it at once')

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import FEW, SMALL, last_line, read_json, snapshot
-from test_kill import Found, is_whole
+from test_kill import Found, edit, interruption, is_whole
 
 from common import plots, records
 from common.run import Run, tf
@@ -45,22 +45,24 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
 
 
 def test_a_full_disk_where_none_can_be_mounted(narrow, run, tmp_path, monkeypatch):
-    save = tf.train.Saver.save
-
-    def full(saver, sess, path, global_step, **arguments):
-        if global_step == 8:
-            raise tf.errors.ResourceExhaustedError(None, None, 'step-8.data; No space left on device')
-        return save(saver, sess, path, global_step, **arguments)
-    script = narrow('alexnet4')
-    with monkeypatch.context() as patch:
-        patch.setattr(tf.train.Saver, 'save', full)
-        status, _, stderr = run(script, '--epochs', 3, *SMALL)
-    assert status == 1 and last_line(stderr).startswith(
-        'alexnet4.py: the checkpoint of global step 8 cannot be written: step-8.data; No space left on device; '
-        'alexnet4 keeps 2 epochs. Mend that')
-    assert Found(tmp_path / 'results').step == 4
-    assert run(script, '--resume')[0] == 0
-    is_whole(tmp_path / 'results', 'alexnet4', 3)
+    """For a checkpoint as an epoch ends, and for one as the run is interrupted: it costs that epoch alone."""
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, 'step.data; No space left on device')
+    script, results = narrow('alexnet4'), tmp_path / 'results'
+    assert run(script, '--epochs', 1, *SMALL)[0] == 0
+    row = (results / 'alexnet4.csv').read_bytes()
+    for steps, at, kept in (9, 8, '2 epochs'), (2, 6, '1 epoch'):
+        with monkeypatch.context() as patch, interruption(steps):
+            patch.setattr(tf.train.Saver, 'save', full)
+            _, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
+        assert last_line(stderr).startswith(
+            f'alexnet4.py: the checkpoint of global step {at} cannot be written: step.data; No space left on device; '
+            f'alexnet4 keeps {kept}. Mend that, then go on with: '), stderr
+        assert Found(results).step == 4 and Found(results).rows.startswith(row)
+    status, _, stderr = run(script, '--resume')
+    assert status == 0 and 'alexnet4 goes on with epoch 2 of 2' in stderr, stderr
+    is_whole(results, 'alexnet4', 2)
+    assert Found(results).rows.startswith(row)
 
 
 def fill(disk):
@@ -106,7 +108,6 @@ def test_stdout_that_is_full_keeps_what_is_done(narrow, start, tmp_path):
             in last_line(stderr))
 
 
-
 # File systems
 
 @pytest.mark.parametrize('error', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None])
@@ -119,11 +120,11 @@ def test_a_file_system_without_locks(error, narrow, run, tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(records.fcntl, 'flock', flock)
     assert [records.Files.claim(tmp_path, 'run').name for _ in range(2)] == ['run', 'run-2']
-    if error in (errno.ENOLCK, None):
+    assert not records.Files.reopen(tmp_path, 'run').locked
+    if error == errno.ENOLCK:
         status, _, stderr = run(narrow('alexnet4'), '--epochs', 1, *SMALL)
         assert status == 0, stderr
         assert stderr.count('this file system has no locks: a second start of alexnet4 would not be noticed') == 1
-        assert run(tmp_path / 'alexnet4.py', '--resume', 'alexnet4', '--epochs', 2)[0] == 0
 
 
 def test_another_error_of_a_lock_is_no_lack_of_locks(tmp_path, monkeypatch):
@@ -166,19 +167,21 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(narrow, run, tmp_pat
 
 
 def test_a_resumed_run_that_fails_deletes_nothing(narrow, run, tmp_path, monkeypatch):
-    script = narrow('alexnet4')
-    assert run(script, '--epochs', 1, *SMALL)[0] == 0
-
+    """Not even where nothing is done: its record, its log and its name are the user's by then."""
     def broken(*_, **__):
         raise OSError('broken')
+    script, results = narrow('alexnet4'), tmp_path / 'results'
+    with interruption(0):
+        run(script, '--epochs', 1, *SMALL)
+    edit(results, precision='bfloat16')
     with monkeypatch.context() as patch:
         patch.setattr(Run, 'step', broken)
-        status, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
-    assert status == 1 and 'alexnet4.py: broken; alexnet4 keeps 1 epoch. Mend that' in last_line(stderr)
-    record = read_json(tmp_path / 'results/alexnet4.json')
+        status, _, stderr = run(script, '--resume')
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: broken; alexnet4 keeps 0 epochs'
+    record = read_json(results / 'alexnet4.json')
     assert record['status'] == 'failed' and 'broken' in record['error']
     assert run(script, '--resume')[0] == 0
-    is_whole(tmp_path / 'results', 'alexnet4', 2)
+    assert is_whole(results, 'alexnet4', 1)['precision'] == 'float32', 'as it was when its first epoch began'
 
 
 @pytest.mark.parametrize('error, message', [
@@ -208,10 +211,10 @@ def test_a_plot_that_cannot_be_drawn_ends_no_run(narrow, run, tmp_path, monkeypa
 
 def test_a_run_touches_no_other_file(narrow, run, tmp_path):
     script, results = narrow('alexnet4'), tmp_path / 'results'
-    assert run(script, '--epochs', 1, *SMALL)[0] == 0
-    (results / '.checkpoints/alexnet4-2').mkdir()           # of a run whose results are deleted
+    (results / '.checkpoints/alexnet4-2').mkdir(parents=True)       # of a run whose results are deleted
     (results / '.checkpoints/alexnet4-2/thesis.txt').write_text('')
-    (results / 'alexnet4-3.png').touch()
+    for name in 'alexnet4.csv', 'alexnet4-3.png':
+        (results / name).touch()
     before = snapshot(results)
     status, _, stderr = run(script, '--epochs', 1, *SMALL)
     assert status == 0 and 'there are results or checkpoints of alexnet4 already: this run is alexnet4-4' in stderr

@@ -1,14 +1,17 @@
-"""A run that is killed with -9, in every window. Narrowed copies of real scripts, real processes."""
+"""A run that is killed with -9, in every window. Narrowed copies of real scripts."""
 import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import SMALL, read_json
+from conftest import SMALL, last_line, read_json, snapshot
 
-from common import records
+from common import records, run as run_module, terminal
+from common.run import Run
 
 
 class Found:
@@ -36,51 +39,110 @@ def is_whole(folder, name, epochs, batches=4):
     return record
 
 
-# Where a run kills itself with -9 in its second epoch: what is called then, and whether that is done before the kill.
-WINDOWS = {
-    'before the row': ('common.records.Files.append_row', False),
-    'between row and record': ('common.records.Files.append_row', True),
-    'between record and checkpoint': ('common.checkpoints.Checkpoints.save', False),
-    'in the checkpoint, its files written': ('tensorflow.compat.v1.train.Saver.save', True),
-    'in the checkpoint, before the old one goes': ('common.checkpoints.Checkpoints._keep', False),
-    'between checkpoint and plot': ('common.checkpoints.Checkpoints.save', True),
-}
-PRELUDE = """
-import importlib, os, signal
-module, kind, name = {path!r}.rsplit('.', 2)
-kind = getattr(importlib.import_module(module), kind)
-stock, calls = getattr(kind, name), []
-def watched(*arguments, **keywords):
-    calls.append(name)
-    done = stock(*arguments, **keywords) if {after} or len(calls) < 2 else None
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-setattr(kind, name, watched)
-"""
+@contextlib.contextmanager
+def interruption(steps):
+    """Inside, a run in this process is interrupted after so many iterations of its own, and does not die of it."""
+    step = Run.step
+
+    def interrupt(run, g, feed_dict):
+        if run._pace.done == steps:
+            raise terminal.Interrupted(15)
+        step(run, g, feed_dict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, 'step', interrupt)
+        patch.setattr(run_module, 'die', lambda number: None)
+        yield
+
+
+def interrupted_run(narrow, run, tmp_path, template):
+    """The path of a narrow script in tmp_path, with a run of it, alexnet4, that was interrupted in epoch 3 of 4.
+
+    It is made in the folder `template` once.
+    """
+    if not template.exists():
+        with interruption(10):
+            _, stdout, stderr = run(narrow('alexnet4'), '--epochs', 4, *SMALL)
+        assert 'interrupted; alexnet4 keeps 2 epochs and 2 iterations. Go on with: ' in last_line(stderr), stderr
+        unfinished = read_json(tmp_path / 'results/alexnet4.json')['unfinished']
+        assert unfinished['global_step'] == 10
+        assert unfinished['training_accuracy'] == float(last_line(stdout).rpartition(' ')[2])
+        shutil.copytree(tmp_path, template)
+    else:
+        shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return tmp_path / 'alexnet4.py'
+
+
+def change(path, how):
+    path.write_bytes(how(path.read_bytes()))
+
+
+def edit(results, **fields):
+    """Change fields of the record; ... takes one out."""
+    changed = read_json(results / 'alexnet4.json') | fields
+    text = json.dumps({key: value for key, value in changed.items() if value is not ...})
+    (results / 'alexnet4.json').write_text(text)
+
+
+@contextlib.contextmanager
+def kills(results, folder):
+    """A list of folders: what a kill -9 would leave of the results at each moment at which they change.
+
+    The kernel keeps what a killed process has written. So what is there at a moment is what a kill leaves.
+    """
+    found, before = [], []
+
+    def watched(function):
+        def watched(*arguments, **keywords):
+            for call in (lambda: None), (lambda: function(*arguments, **keywords)):
+                done = call()
+                now = {path: content for path, content in snapshot(results).items() if path.suffix != '.tmp'}
+                if now not in before:
+                    before.append(now)
+                    found.append(shutil.copytree(results, folder / str(len(found))))
+            return done
+        return watched
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (os, 'fsync'), (os, 'replace'), (Path, 'unlink'):
+            patch.setattr(owner, name, watched(getattr(owner, name)))
+        yield found
+
+
+@pytest.mark.slow       # of its time alone: no process dies
+def test_a_kill_at_every_moment(narrow, run, tmp_path):
+    """Of a run of two epochs that is interrupted twice within the second. Without dropout, all come to the same."""
+    script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0')])
+    assert run(script, '--epochs', 2, *SMALL, '--results-dir', 'whole')[0] == 0
+    with kills(tmp_path / 'results', tmp_path / 'killed') as killed:
+        with interruption(5):
+            run(script, '--epochs', 2, *SMALL)
+        with interruption(2):
+            run(script, '--resume')
+        run(script, '--resume')
+
+    def figures(folder):
+        epochs = read_json(folder / 'alexnet4.json')['epochs']
+        return Found(folder).rows, [(epoch['largest_weight'], epoch['largest_logit_gap']) for epoch in epochs]
+    assert figures(tmp_path / 'results') == figures(tmp_path / 'whole') and len(killed) > 20
+    begun, ended = killed[0], killed.pop()
+    assert not (begun / 'alexnet4.json').exists() and read_json(ended / 'alexnet4.json')['status'] == 'complete'
+    for folder in killed[1:]:
+        before = Found(folder)
+        covered, within = divmod(before.step, 4)
+        (folder / '.alexnet4.json.tmp').write_text('half')
+        if covered < 2:
+            (folder / '.checkpoints/alexnet4/.checkpoint.tmp').write_text('half')
+        assert before.epochs - covered in (0, 1), 'it costs the epoch that it hits at most'
+        status, _, stderr = run(script, '--resume', '--results-dir', folder)
+        assert status == 0, (folder, stderr)
+        at = f'epoch {covered + 1}' + f', iteration {within},' * (within > 0)
+        assert ('alexnet4 has its 2 epochs already and is only ended; loss' if covered == 2 else
+                f'alexnet4 goes on with {at} of 2') in stderr, (folder, stderr)
+        assert figures(folder) == figures(tmp_path / 'whole'), (folder, 'to the last bit')
+        assert is_whole(folder, 'alexnet4', 2)['status'] == 'complete' and (folder / 'alexnet4.png').exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('window', WINDOWS)
-def test_kill_9_in_every_window(window, narrow, start, run, tmp_path):
-    path, after = WINDOWS[window]
-    script, results = narrow('alexnet4'), tmp_path / 'results'
-    process = start(script, '--epochs', 3, *SMALL, prelude=PRELUDE.format(path=path, after=after),
-                    stderr=subprocess.DEVNULL)
-    process.communicate()
-    assert process.returncode == -9
-    before = Found(results)
-    covered = before.step // 4
-    assert covered == 1 + (window.startswith(('in the checkpoint, before', 'between checkpoint')))
-    assert before.epochs == (1 if window == 'before the row' else 2)
-    status, _, stderr = run(script, '--resume')
-    assert status == 0 and f'alexnet4 goes on with epoch {covered + 1} of 3' in stderr, stderr
-    assert is_whole(results, 'alexnet4', 3)['status'] == 'complete'
-    assert Found(results).rows.splitlines()[:covered] == before.rows.splitlines()[:covered], 'byte for byte'
-
-
-@pytest.mark.slow
-def test_kill_9_from_outside(narrow, start, run, tmp_path):
+def test_a_real_kill(narrow, start, run, tmp_path):
     """In an iteration, and while a checkpoint of 18 MB is written."""
     script, results = narrow('alexnet4', dense=2000), tmp_path / 'results'
     process = start(script, '--epochs', 9, *SMALL, stderr=subprocess.DEVNULL)
@@ -99,20 +161,17 @@ def test_kill_9_from_outside(narrow, start, run, tmp_path):
     second = Found(results)
     assert second.rows.startswith(first.rows) and second.epochs in (2, 3)
     record = read_json(results / 'alexnet4.json')
-    record['options']['epochs'] = 3
+    record['options']['epochs'] = 3         # 9 are only a bound: make it end sooner
     (results / 'alexnet4.json').write_text(json.dumps(record))
     status, _, stderr = run(script, '--resume')
     assert status == 0, stderr
     is_whole(results, 'alexnet4', 3)
     covered = second.step // 4
-    assert Found(results).rows.splitlines()[:covered] == second.rows.splitlines()[:covered]
+    assert Found(results).rows.splitlines()[:covered] == second.rows.splitlines()[:covered], 'byte for byte'
 
 
 def test_the_new_checkpoint_is_on_the_disk_before_the_old_one_goes(narrow, run, monkeypatch):
     """What is synced and what is removed, in order. A power cut itself cannot be tried here."""
-    from pathlib import Path
-
-    from common.run import Run
     fsync, unlink, done, seen = os.fsync, Path.unlink, Run.epoch_done, []
 
     def watched_fsync(descriptor):
@@ -139,17 +198,3 @@ def test_the_new_checkpoint_is_on_the_disk_before_the_old_one_goes(narrow, run, 
     assert row < record < state and files <= set(seen[record:state]), 'the files, before what names them'
     assert state < removed[0]
     assert 'synced alexnet4' in seen[state:removed[0]], 'the folder, with its names'
-
-
-@pytest.mark.slow
-def test_a_kill_before_the_last_plot_is_made_good(narrow, start, run, tmp_path):
-    script = narrow('alexnet4')
-    prelude = PRELUDE.format(path='common.checkpoints.Checkpoints.save', after=True)
-    assert start(script, '--epochs', 2, *SMALL, prelude=prelude).wait() == -9
-    (tmp_path / 'results/alexnet4.png').unlink()
-    status, stdout, stderr = run(script, '--resume')
-    assert status == 0 and stdout == '', stderr
-    assert 'alexnet4 has its 2 epochs already and is only ended; loss' in stderr and 'goes on with' not in stderr
-    record = is_whole(tmp_path / 'results', 'alexnet4', 2)
-    assert record['status'] == 'complete' and record['resumed'] == []
-    assert (tmp_path / 'results/alexnet4.png').exists()

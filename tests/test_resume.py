@@ -1,75 +1,127 @@
-"""--resume: what it goes on with, and what it refuses with everything left as it was. In this process."""
-import json
+"""--resume: what it goes on with. In this process, where a signal ends a run without ending the process."""
+import errno
 import os
-import re
-import shutil
+import signal
 
 import numpy as np
 import pytest
-from conftest import SMALL, last_line, read_json, snapshot
-from test_kill import is_whole
+from conftest import SMALL, last_line, read_json
+from test_kill import edit, interrupted_run, interruption, is_whole
 
-from common import records, run as run_module, terminal
+from common import run as run_module, terminal
 from common.opening import graph_seed
-
-
-@pytest.fixture(scope='module')
-def template(tmp_path_factory):
-    """A folder for what `interrupted` copies."""
-    return tmp_path_factory.mktemp('interrupted') / 'run'
+from common.run import Run, tf
 
 
 @pytest.fixture
-def interrupted(template, narrow, run, tmp_path, monkeypatch):
-    """The path of a narrow script, with a run of it, alexnet4, that was interrupted in iteration 2 of epoch 3 of 4."""
-    if not template.exists():
-        done = run_module.Run.iteration_done
-
-        def interrupt(self, accuracy):
-            done(self, accuracy)
-            if self._pace.done == 10:
-                raise terminal.Interrupted(15)
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module.Run, 'iteration_done', interrupt)
-            patch.setattr(run_module, 'die', lambda number: None)
-            status, _, stderr = run(narrow('alexnet4'), '--epochs', 4, *SMALL)
-        assert 'interrupted; alexnet4 keeps 2 epochs and 2 iterations. Go on with: ' in last_line(stderr), stderr
-        shutil.copytree(tmp_path, template)
-    else:
-        shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    return tmp_path / 'alexnet4.py'
-
-
-def change(path, how):
-    path.write_bytes(how(path.read_bytes()))
-
-
-def edit(results, **fields):
-    """Change fields of the record; ... takes one out."""
-    changed = read_json(results / 'alexnet4.json') | fields
-    text = json.dumps({key: value for key, value in changed.items() if value is not ...})
-    (results / 'alexnet4.json').write_text(text)
+def interrupted(narrow, run, tmp_path, tmp_path_factory):
+    """The path of a narrow script, with a run of it, alexnet4, that was interrupted within its third epoch of four."""
+    return interrupted_run(narrow, run, tmp_path, tmp_path_factory.getbasetemp() / 'interrupted')
 
 
 def test_it_goes_on_with_the_next_iteration(interrupted, run, tmp_path):
-    unfinished = read_json(tmp_path / 'results/alexnet4.json')['unfinished']
-    assert unfinished['global_step'] == 10 and 0 <= unfinished['training_accuracy'] <= 1
+    """Also after a start that came to none, and with a training accuracy, whatever --log-every says: the script's
+    loop has none yet."""
+    before = read_json(tmp_path / 'results/alexnet4.json')
+    edit(tmp_path / 'results', options=before['options'] | {'log_every': 4})
+    with interruption(0):
+        _, _, stderr = run(interrupted, '--resume')
+    assert 'alexnet4 keeps 2 epochs and 2 iterations' in last_line(stderr)
+    assert read_json(tmp_path / 'results/alexnet4.json')['unfinished'] == before['unfinished']
     status, stdout, stderr = run(interrupted, '--resume')
     assert status == 0, stderr
     assert 'alexnet4 goes on with epoch 3, iteration 2, of 4, each of 4 iterations' in stderr
-    assert stdout.startswith('step 2, iteration 2, ')
+    assert [' '.join(line.split()[:4]) for line in stdout.splitlines() if 'loss' not in line] == [
+        'step 2, iteration 2,', 'step 3, iteration 0,']
     record = is_whole(tmp_path / 'results', 'alexnet4', 4)
-    assert record['status'] == 'complete' and record['resumed'][0]['iteration'] == 2
-    assert all(record['resumed'][0][key] == record[key] for key in ('common', 'versions', 'hardware', 'precision'))
+    assert record['status'] == 'complete' and record['resumed'][1]['iteration'] == 2
+    assert all(record['resumed'][1][key] == record[key] for key in ('common', 'versions', 'hardware', 'precision'))
     log = (tmp_path / 'results/alexnet4.log').read_text()
     assert log.count('step 2, loss') == 1 and 'interrupted; ' in log
 
 
-def test_comments_and_docstrings_may_change(interrupted, run, tmp_path):
-    change(interrupted, lambda source: source.replace(b'Experiment 4', b'My experiment').replace(
-        b"        # Convolution 1\n", b"        # My own comment\n\n"))
-    status, _, stderr = run(interrupted, '--resume')
-    assert status == 0, stderr
+def test_an_epochs_figures_are_those_of_both_parts(interrupted, run, tmp_path):
+    unfinished = read_json(tmp_path / 'results/alexnet4.json')['unfinished']
+    unfinished['epoch'] |= {'largest_logit_gap': 49, 'seconds': 1000}
+    edit(tmp_path / 'results', unfinished=unfinished)
+    assert run(interrupted, '--resume')[0] == 0
+    third, fourth = read_json(tmp_path / 'results/alexnet4.json')['epochs'][2:]
+    assert third['seconds'] > 1000 > fourth['seconds']
+    assert third['largest_logit_gap'] == 49 > fourth['largest_logit_gap']
+
+
+@pytest.mark.slow       # of its time alone: no process dies
+def test_the_variables_are_those_of_the_interruption(narrow, run, monkeypatch):
+    """Of experiment 6, for its moving averages."""
+    script, step, done, found = narrow('alexnet6'), Run.step, Run.iteration_done, {}
+
+    def variables():
+        return {v.op.name: v.eval() for v in tf.global_variables()}
+
+    def watched_step(run, g, feed_dict):
+        found.setdefault(len(run.record['resumed']), variables())       # as the start begins
+        step(run, g, feed_dict)
+
+    def watched_done(run, accuracy):
+        found['last'] = variables()
+        done(run, accuracy)
+    monkeypatch.setattr(Run, 'step', watched_step)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, 'iteration_done', watched_done)
+        with interruption(6):
+            run(script, '--epochs', 2, *SMALL)
+    status, _, stderr = run(script, '--resume')
+    assert status == 0 and 'goes on with epoch 2, iteration 2' in stderr, stderr
+    first, last, again = (found[key] for key in (0, 'last', 1))
+    assert first.keys() == last.keys() == again.keys() and len(last) == 44
+    assert all(np.array_equal(last[name], again[name]) for name in last)
+    assert not any(np.array_equal(first[name], last[name]) for name in last if 'moving' in name)
+
+
+def test_stdout_that_goes_at_the_line_of_an_epoch(narrow, run, monkeypatch, tmp_path):
+    """All its iterations are kept: the next start only tests and records it. Beside a signal, it is an interruption."""
+    script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0')])
+    results, died = tmp_path / 'results', []
+    assert run(script, '--epochs', 2, *SMALL, '--name', 'whole')[0] == 0
+    for name, numbers in ('reader', []), ('terminal', [signal.SIGHUP, signal.SIGHUP]):      # a shell passes it on, too
+        def gone(line, numbers=numbers, **keywords):
+            if str(line).startswith('step 1, loss'):
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+                raise OSError(errno.EIO, 'Input/output error')
+            print(line, **keywords)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, 'print', gone, raising=False)
+            patch.setattr(run_module, 'die', died.append)
+            patch.setattr(terminal, 'die', lambda number: died.append('at once'))
+            run(script, '--epochs', 2, *SMALL, '--name', name)
+        record = read_json(results / f'{name}.json')
+        assert record['status'] == ('interrupted' if numbers else 'failed')
+        assert record['unfinished']['global_step'] == 8
+        assert (results / f'{name}.csv').read_bytes().count(b'\n') == len(record['epochs']) == 1
+        status, stdout, stderr = run(script, '--resume', name)
+        assert status == 0, stderr
+        assert [line.split()[2] for line in stdout.splitlines()] == ['loss'], 'no iteration'
+        is_whole(results, name, 2)
+        assert (results / f'{name}.csv').read_bytes() == (results / 'whole.csv').read_bytes()
+    assert died == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize('owner, name, calls', [(tf.train.Saver, 'save', 1), (Run, 'step', 4)])
+def test_a_signal_as_an_epoch_ends(owner, name, calls, narrow, run, monkeypatch, tmp_path):
+    """In its last iteration, or while its checkpoint is written: it is tested, recorded and saved first."""
+    stock, died, called = getattr(owner, name), [], []
+
+    def interrupted(*arguments, **keywords):
+        called.append(name)
+        if len(called) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stock(*arguments, **keywords)
+    monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr(run_module, 'die', died.append)
+    _, _, stderr = run(narrow('alexnet4'), '--epochs', 2, *SMALL)
+    assert died == [signal.SIGTERM] and 'alexnet4 keeps 1 epoch. Go on' in last_line(stderr)
+    assert is_whole(tmp_path / 'results', 'alexnet4', 1)['status'] == 'interrupted'
 
 
 def test_a_run_that_an_older_version_began(interrupted, run, tmp_path):
@@ -105,101 +157,6 @@ def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, run, tmp_path):
     assert status == 0, stderr
     assert is_whole(tmp_path / 'results', 'alexnet4', 2)['options']['epochs'] == 2
     assert (tmp_path / 'results/alexnet4.csv').read_bytes().startswith(rows)
-
-
-# Refusals
-
-def is_refused(run, script, results, message):
-    before = snapshot(results)
-    status, stdout, stderr = run(script, '--resume', 'alexnet4')
-    assert status == 1 and stdout == '' and 'Traceback' not in stderr
-    assert re.fullmatch('alexnet4.py: ' + message, last_line(stderr)), last_line(stderr)
-    assert snapshot(results) == before, 'nothing is deleted'
-
-
-CHECKPOINT = '.checkpoints/alexnet4/'
-
-
-@pytest.mark.parametrize('damage, message', [
-    (lambda r: change(r / f'{CHECKPOINT}step-10.data-00000-of-00001', lambda b: b[:len(b) // 2]),
-     r'the checkpoint \S*/step-10 is damaged: .+'),
-    (lambda r: change(r / f'{CHECKPOINT}step-10.data-00000-of-00001', lambda b: b[:5] + b'!' + b[6:]),
-     r'the checkpoint \S*/step-10 is damaged: .+'),
-    (lambda r: (r / f'{CHECKPOINT}step-10.data-00000-of-00001').unlink(), r'the checkpoint \S*/step-10 is damaged: .+'),
-    (lambda r: change(r / f'{CHECKPOINT}step-10.index', lambda b: b[:50]),
-     r'the checkpoint \S*/step-10 is damaged: .+'),
-    (lambda r: (r / f'{CHECKPOINT}step-10.index').unlink(), r'the checkpoint \S*/step-10 is missing'),
-    (lambda r: (r / f'{CHECKPOINT}checkpoint').unlink(), r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
-    (lambda r: shutil.rmtree(r / CHECKPOINT), r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
-    (lambda r: change(r / f'{CHECKPOINT}checkpoint', lambda b: b''),
-     r'the checkpoint in \S*/alexnet4 is damaged: \S*/checkpoint names none'),
-    (lambda r: edit(r, epochs=[{'seconds': 1}] * 4), r'the checkpoint in \S*/alexnet4 is of epoch 2, but .* holds 4'),
-    (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
-     r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
-    (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
-    (lambda r: (r / 'alexnet4.json').unlink(), r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
-    (lambda r: edit(r, epochs=None), r'the record .* \(not the record of a run\)'),
-    (lambda r: edit(r, divergence=...), r'the record .* \(not the record of a run\)'),
-    (lambda r: edit(r, source='def ('), r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
-    (lambda r: change(r / 'alexnet4.csv', lambda b: b[:3]), r'\S*/alexnet4.csv is damaged: 1 lines, where 2 epochs.*'),
-    (lambda r: change(r / 'alexnet4.csv', lambda b: b[:-1]), r'\S*/alexnet4.csv is damaged: its last line has no end'),
-    (lambda r: change(r / 'alexnet4.csv', lambda b: b'nonsense\n' + b),
-     r'\S*/alexnet4.csv is damaged, or not a run: line 1 is not two numbers, loss and accuracy'),
-    (lambda r: change(r.parent / 'alexnet4.py', lambda b: b.replace(b'rate = 1e-4', b'rate = 1e-3')),
-     r'alexnet4.py is not what it was when alexnet4 began: see "source" in \S*/alexnet4.json'),
-    (lambda r: edit(r, script='alexnet2.py'), 'alexnet4 is a run of alexnet2.py'),
-    (lambda r: edit(r, status='stopped', divergence={'epoch': 2, 'iteration': 0, 'loss': 'nan', 'cause': 'overflow',
-                                                     'stopped': True}),
-     'alexnet4 met a training loss that is not finite: there is nothing to go on with'),
-])
-def test_damage_is_refused(damage, message, interrupted, run, tmp_path):
-    damage(tmp_path / 'results')
-    is_refused(run, interrupted, tmp_path / 'results', message)
-
-
-def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
-    before = snapshot(tmp_path / 'results')
-    for options, status, message in [
-            (['--seed', 2], 2, 'error: --seed 2 contradicts alexnet4, which has 1: leave it out'),
-            (['--batch-size', 2], 2, 'error: --batch-size 2 contradicts alexnet4, which has 4: leave it out'),
-            (['--log-every', 2], 2, 'error: --log-every 2 contradicts alexnet4, which has 1: leave it out'),
-            (['--loss', 'stable'], 2, 'error: --loss stable contradicts alexnet4, which has manual: leave it out'),
-            (['--epochs', 3], 2, 'error: --epochs 3 contradicts alexnet4, which has 4: leave it out'),
-            (['--name', 'other'], 2, 'error: --name is for a new run: --resume takes a name itself'),
-            (['nowhere'], 1, 'there is no run nowhere in results')]:
-        name = [] if options == ['nowhere'] else ['alexnet4']
-        found, stdout, stderr = run(interrupted, '--resume', *name, *options)
-        assert (found, stdout) == (status, ''), stderr
-        assert last_line(stderr) == f'alexnet4.py: {message}'
-        assert snapshot(tmp_path / 'results') == before
-    held = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still going holds it
-    status, _, stderr = run(interrupted, '--resume', 'alexnet4')
-    assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still going'
-    status, _, stderr = run(interrupted, '--resume')
-    assert status == 1 and 'there is no unfinished run of alexnet4.py in results' in last_line(stderr)
-    del held
-    status, _, stderr = run(interrupted, '--resume', '--epochs', 4, '--seed', 1)     # what agrees may be said again
-    assert status == 0, stderr
-
-
-def test_what_cannot_be_read_does_not_hide_a_run_that_can(interrupted, run, tmp_path):
-    results = tmp_path / 'results'
-    (results / 'a-folder.json').mkdir()
-    (results / 'cut.json').write_text('{')
-    (results / 'newer.json').write_text((results / 'alexnet4.json').read_text().replace('"start": "2', '"start": "3'))
-    (results / 'newer.csv').mkdir()
-    status, _, stderr = run(interrupted, '--resume')
-    assert status == 0 and 'alexnet4 goes on with epoch 3' in stderr, stderr
-
-
-@pytest.mark.parametrize('folder', ['[2026]', 'what?', 'a*', 'back\\slash', 'not-utf-8-\udcff'])
-def test_a_folder_where_tensorflow_would_lose_its_checkpoints(folder, run, tmp_path):
-    for resume in [], ['--resume']:
-        status, stdout, stderr = run('alexnet4', '--results-dir', folder, *resume)
-        assert (status, stdout) == (1, '') and re.fullmatch(
-            r'alexnet4.py: TensorFlow can keep no checkpoints below .*: it takes .* Give another --results-dir',
-            last_line(stderr))
-        assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_behind_a_link(narrow, run, tmp_path):
