@@ -25,9 +25,13 @@ What reads the records:
     recorded        a run read back; the figures of the article and of its author
     verdicts        the article's conclusions as claims that runs can hold or refute
     story           the tables of results/reference/README.md
+Of a sweep:
+    trial           one of its runs, on the machine where Ray puts it
+    watch           what happens meanwhile where it was started
 Commands, python -m common.NAME:
     compare         runs side by side, with each other and with the article
     probe           one batch through a network before any training
+    sweep           many runs, on this machine or on a Ray cluster
     benchmark       seconds an iteration, the article's way and ours
     readme          writes what is generated in the READMEs and docstrings
 """

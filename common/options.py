@@ -66,12 +66,17 @@ def parse(parser, script):
         parser.error('--name is for a new run: --resume takes a name itself')
     if given.resume is None and given.name is None:
         try:
-            given.name = _name(re.sub(r'[^\w.+=-]', '-', script.stem))
+            given.name = _name(name_of(script))
         except argparse.ArgumentTypeError as error:
             parser.error(f'{error}: give a --name')
     if given.show and not plots.can_show():
         parser.error('--show: no window can be opened here; the plot is saved beside the CSV in any case')
     return given
+
+
+def name_of(script):
+    """The name that a run of the script at path `script` has, unless another is given."""
+    return re.sub(r'[^\w.+=-]', '-', script.stem)
 
 
 def chosen(parser, given, defaults):

@@ -197,6 +197,17 @@ def block_speeds():
                  'bfloat16, `--log-every 10`'], rows, True)
 
 
+def block_sweeps():
+    """What a sweep took beside its runs."""
+    rows = []
+    for each in json.loads((REFERENCE / 'sweep.json').read_text()):
+        alone = -(-each['runs'] // each['nodes']) * each['seconds_a_run']
+        rows.append([each['nodes'], each['runs'], alone, each['seconds'],
+                     f'{(each["seconds"] - alone) / each["runs"]:.1f}'])
+    return grid(['machines of one CPU', 'runs', 'seconds the runs alone would take', 'seconds taken',
+                 'seconds more, a run'], rows, True)
+
+
 # The scripts' docstrings
 
 def figures_of_docstring(n):

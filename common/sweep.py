@@ -1,0 +1,238 @@
+"""Many runs, on this machine or on a Ray cluster.
+
+    python -m common.sweep SCRIPT ... --seeds S ... [options] [-- options of the scripts]
+    python -m common.sweep --resume SWEEP
+
+Each script with each seed, by Ray Tune. A run's record arrives in the results folder after each epoch.
+"""
+import argparse
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from common import compare, options, recorded, scripts
+from common.options import DATA_DIR, RESULTS_DIR, between, folder
+from common.records import Refused
+from common.terminal import die
+
+PROGRAM = 'python -m common.sweep'
+ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+
+try:
+    import ray
+    from ray import tune
+
+    from common import trial
+    from common.watch import Watch, run_name, say
+except ImportError:
+    ray = None
+
+
+def main():
+    """Run what the command line asks for. Status 1 where a run failed or the sweep cannot begin."""
+    parser = _parser()
+    ours, script_options = _split(sys.argv[1:])
+    given = parser.parse_args(ours)
+    if bool(given.resume) == bool(given.scripts):
+        parser.error('give scripts, or --resume SWEEP')
+    if given.resume and script_options:
+        parser.error('a resumed sweep has its options: leave out --')
+    _check(parser, script_options)
+    if ray is None:
+        sys.exit(f"{PROGRAM}: this needs Ray, which is not installed: pip install 'ray[tune]'")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):        # Ray prints to it where a machine is lost
+            watch, unreadable = sweep(given, script_options)
+    except (Refused, OSError) as error:
+        sys.exit(f'{PROGRAM}: {error}')
+    except KeyboardInterrupt:
+        print(f'{PROGRAM}: interrupted; nothing was begun', file=sys.stderr)
+        die(signal.SIGINT)
+    sys.exit(_conclude(given, watch, unreadable))
+
+
+def sweep(given, script_options):
+    """Run or resume a sweep. Returns (what has watched it, a Watch; the messages of scripts that cannot be read).
+
+    given: the command line's namespace. script_options: a list of str, the command line of each script.
+    Raises Refused where it cannot begin.
+    """
+    name = given.resume or datetime.now().strftime('sweep-%Y-%m-%d-%H%M%S')
+    _quieten()
+    _connect(given)
+    before, watch = {}, None
+    try:
+        cluster = Cluster(given)
+        watch = Watch(given.results_dir, name, cluster.at_once)
+        runs, unreadable = _runs(given, script_options, cluster, watch)
+        tuner = _tuner(given, runs, cluster, watch)
+        say(f'{len(runs) or "its"} run{"s" * (len(runs) != 1)}, {cluster}. Sweep: {name}')
+        before = {number: signal.signal(number, watch.end) for number in ENDING
+                  if signal.getsignal(number) != signal.SIG_IGN}        # as under nohup
+        tuner.fit()
+    finally:
+        ray.shutdown()
+        if watch:
+            watch.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return watch, unreadable
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog=PROGRAM, allow_abbrev=False, description=(
+        'Each script with each seed, on this machine or on a Ray cluster. Options after -- go to the scripts.'))
+    add = parser.add_argument
+    add('scripts', nargs='*', type=Path, metavar='SCRIPT', help='the path of a script')
+    add('--seeds', nargs='+', type=between(0, 2**32 - 1), default=[0], metavar='S', help='(default: 0)')
+    add('--cpus-per-run', type=between(1, 10_000), metavar='N',
+        help="(default: all of a machine's, or its GPUs' share of them)")
+    add('--gpus-per-run', type=between(0, 1000), metavar='N', help='(default: 1 where there are GPUs)')
+    add('--address', metavar='HOST:PORT', help='join this running Ray cluster; auto: the one that this machine is in')
+    add('--install', action='store_true', help='install requirements.txt on the cluster, in an environment of its own')
+    add('--storage', metavar='PLACE', help="where checkpoints go: a folder that all machines see, or a bucket's "
+        'address, such as s3://bucket/folder (default, on one machine: .sweeps in the results folder)')
+    add('--checkpoint-every', type=between(1, 1000), default=1, metavar='N',
+        help='epochs from one checkpoint to the next, 230 MB each; records arrive with them (default: 1)')
+    add('--resume', metavar='SWEEP', help='go on with that sweep')
+    add('--data-dir', type=folder, default=DATA_DIR, metavar='DIR',
+        help="folder of MNIST's files. A machine without it fetches its own (default: MNIST_data)")
+    add('--results-dir', type=folder, default=RESULTS_DIR, metavar='DIR',
+        help='where the records arrive (default: results)')
+    return parser
+
+
+def _split(arguments):
+    """The command line before and after its first --."""
+    if '--' not in arguments:
+        return arguments, []
+    at = arguments.index('--')
+    return arguments[:at], arguments[at + 1:]
+
+
+def _check(parser, script_options):
+    """Refuse what the scripts would refuse, and what the sweep itself gives them."""
+    given = vars(options.parser(f'{PROGRAM} ... --', None, options.defaults()).parse_args(script_options))
+    for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
+        if given.get(option):
+            parser.error(f'--{option} is no option of a sweep')
+    for option in 'data_dir', 'results_dir':
+        if given[option] != getattr(options, option.upper()):
+            parser.error(f'give --{option.replace("_", "-")} before --')
+
+
+def _quieten():
+    """Ray's own lines would hide ours."""
+    os.environ.setdefault('RAY_AIR_NEW_OUTPUT', '0')
+    os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'
+    os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'
+    os.environ['TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S'] = '0'
+    for name in 'ray', 'ray.tune', 'ray.train':
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _connect(given):
+    """Join the cluster, or start Ray on this machine. Raises Refused where there is no cluster at that address."""
+    environment = {'py_modules': [str(scripts.ROOT / 'common')]}
+    if given.install:
+        environment['pip'] = str(scripts.ROOT / 'requirements.txt')
+    alone = {} if given.address else {'include_dashboard': False}
+    try:
+        ray.init(address=given.address or 'local', runtime_env=environment, log_to_driver=False,
+                 logging_level=logging.CRITICAL, **alone)
+    except ConnectionError as error:
+        raise Refused(f'there is no Ray cluster at {given.address}: {str(error).splitlines()[0]}') from None
+
+
+class Cluster:
+    """The machines that Ray has, and a run's share of one.
+
+    Attributes: cpus, gpus, a run's; at_once, how many runs go at once. Raises Refused where a run fits on none, or
+    where there are several machines and no storage.
+    """
+
+    def __init__(self, given):
+        self._nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+        if len(self._nodes) > 1 and not given.storage:
+            raise Refused(f'this cluster has {len(self._nodes)} machines: give --storage, a folder that all of them '
+                          "see or a bucket's address")
+        most = max(self._nodes, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0)))
+        cpus, gpus = int(most.get('CPU', 0)), int(most.get('GPU', 0))
+        self.gpus = (1 if gpus else 0) if given.gpus_per_run is None else given.gpus_per_run
+        self.cpus = given.cpus_per_run or max(1, cpus * self.gpus // gpus if self.gpus and gpus else cpus)
+        self.at_once = sum(map(self._fitting, self._nodes))
+        if not self.at_once:
+            share = f'{self.cpus} CPUs' + (f' and {self.gpus} GPUs' if self.gpus else '')
+            raise Refused(f'no machine has {share} for a run: the largest has {cpus} CPUs and {gpus} GPUs')
+
+    def _fitting(self, node):
+        """How many runs fit on a node at once."""
+        fitting = int(node.get('CPU', 0)) // self.cpus
+        return min(fitting, int(node.get('GPU', 0)) // self.gpus) if self.gpus else fitting
+
+    def __str__(self):
+        machines = 'this machine' if len(self._nodes) == 1 else f'{len(self._nodes)} machines'
+        gpus = f' and {self.gpus} GPU{"s" * (self.gpus != 1)}' if self.gpus else ''
+        return f'{self.at_once} at once on {machines}, {self.cpus} CPU{"s" * (self.cpus != 1)}{gpus} each'
+
+
+def _runs(given, script_options, cluster, watch):
+    """(config['run'] of each run of a new sweep, as trial.train takes it; messages of scripts that cannot be read)."""
+    texts, unreadable = {}, []
+    for script in given.scripts:
+        try:
+            texts[script] = scripts.source(script)
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            unreadable.append(f'{script} cannot be read: {error}')
+            say(unreadable[-1])
+    if unreadable and not texts:
+        raise Refused(unreadable[-1])
+    return [{'name': watch.claim(f'{options.name_of(script)}-seed{seed}'), 'script': script.name, 'source': text,
+             'options': [*script_options, '--seed', str(seed)], 'data_dir': str(given.data_dir.absolute()),
+             'cpus': cluster.cpus, 'checkpoint_every': given.checkpoint_every, 'ending': watch.sweep}
+            for script, text in texts.items() for seed in dict.fromkeys(given.seeds)], unreadable
+
+
+def _tuner(given, runs, cluster, watch):
+    """The tune.Tuner of these runs, or of the sweep that is resumed."""
+    trainable = tune.with_resources(trial.train, {'cpu': cluster.cpus, 'gpu': cluster.gpus})
+    storage = given.storage or str((given.results_dir / '.sweeps').absolute())
+    if given.resume:
+        path = f'{storage.rstrip("/")}/{given.resume}'
+        if not tune.Tuner.can_restore(path):
+            raise Refused(f'there is no sweep {given.resume} in {storage}')
+        return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
+    return tune.Tuner(
+        trainable, param_space={'run': tune.grid_search(runs)},
+        tune_config=tune.TuneConfig(trial_name_creator=run_name, trial_dirname_creator=run_name),
+        run_config=tune.RunConfig(
+            name=watch.sweep, storage_path=storage, verbose=0, callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
+
+
+def _conclude(given, watch, unreadable):
+    """Say how the sweep ended. Returns the exit status."""
+    paths = [given.results_dir / f'{each}.csv' for each in watch.names]
+    if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
+        print(compare.overview(runs), flush=True)
+    if watch.received:
+        words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
+        for option in 'address', 'storage', 'data_dir', 'results_dir', 'cpus_per_run', 'gpus_per_run':
+            if getattr(given, option) not in (None, DATA_DIR, RESULTS_DIR):
+                words += [f'--{option.replace("_", "-")}', getattr(given, option)]
+        words += ['--install'] if given.install else []
+        say(f'interrupted. Go on with: {shlex.join(map(str, words))}')
+        die(watch.received)
+    for line in [*unreadable, *(f'{name}: {why}' for name, why in watch.failed.items())]:
+        say(line)
+    return 1 if unreadable or watch.failed else 0
+
+
+if __name__ == '__main__':
+    main()

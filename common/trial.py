@@ -1,0 +1,193 @@
+"""One run of a sweep, on whichever machine Ray gives it: a process of the script, reported after each epoch."""
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from common import records
+from common.scripts import ROOT
+
+POLL = 0.5      # seconds from one look at the run's files to the next
+
+
+class Failed(Exception):
+    """The script ended with an error of its own. The text is the last line that it printed."""
+
+
+class Lost(Exception):
+    """The script's process was killed. Ray starts it again from the last checkpoint."""
+
+
+@ray.remote(num_cpus=0)
+class Ending:
+    """Tells the runs of a sweep whether they are asked to end."""
+
+    def __init__(self):
+        self._asked = False
+
+    def ask(self):
+        """Ask them."""
+        self._asked = True
+
+    def is_asked(self):
+        """Whether they are asked."""
+        return self._asked
+
+
+def train(config):
+    """Ray Tune's trainable: train one run to its end.
+
+    config['run'], a dict: name, the run's name; script, its file's name; source, its text; options, a list of str, its
+    command line without a name; data_dir, MNIST's folder, used where it exists; cpus, how many CPUs the run has;
+    checkpoint_every, epochs from one report with a checkpoint to the next; ending, the name of the Ending actor.
+
+    Reports after each epoch its figures: epoch, epochs (of how many), loss, accuracy, seconds (the median of an epoch)
+    and status. A report's checkpoint is the run's results folder. Raises Failed or Lost.
+    """
+    run = config['run']
+    folder = Path.cwd()         # Ray's, for this trial on this machine
+    results = folder / 'results'
+    shutil.rmtree(results, ignore_errors=True)      # of an earlier start on this machine
+    if checkpoint := tune.get_checkpoint():
+        checkpoint.to_directory(results)
+    watched = Watched(run, folder, results)
+    if watched.status() in ('complete', 'stopped'):     # the sweep was killed before it could note that
+        return
+    ending = ray.get_actor(run['ending'])
+    process = watched.start()
+    while process.poll() is None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            if ray.get(ending.is_asked.remote()):
+                process.terminate()
+                process.wait()
+                watched.wait_for_the_end()
+        watched.report_epochs()
+        time.sleep(POLL)
+    if process.returncode < 0:
+        raise Lost(f'killed by {signal.Signals(-process.returncode).name}')
+    if process.returncode:
+        line = watched.last_line()
+        watched.report(failed=line)
+        raise Failed(line)
+    watched.report()
+    shutil.rmtree(results)
+
+
+class Watched:
+    """The process of a run, and its results folder.
+
+    run: config['run'] of `train`. folder: where the process works. results: its results folder.
+    """
+
+    def __init__(self, run, folder, results):
+        self._run, self._folder, self._results = run, folder, results
+        self._csv, self._json = (results / f'{run["name"]}.{kind}' for kind in ('csv', 'json'))
+        self._stderr = folder / 'stderr.txt'
+        self._process = None
+        self._reported = self._covered()
+
+    def start(self):
+        """Start the script, or go on with what is in the results folder: a Popen."""
+        script, name = self._folder / self._run['script'], self._run['name']
+        script.write_text(self._run['source'], encoding='utf-8')
+        data_dir = ['--data-dir', self._run['data_dir']] if Path(self._run['data_dir']).is_dir() else []
+        command = [sys.executable, script.name, '--resume' if self._json.exists() else '--name', name,
+                   *self._run['options'], '--results-dir', self._results, *data_dir]
+        env = os.environ | {'PYTHONPATH': str(ROOT), 'TF_NUM_INTRAOP_THREADS': str(self._run['cpus'])}
+        with self._stderr.open('wb') as stderr:
+            self._process = subprocess.Popen(
+                list(map(str, command)), cwd=self._folder, env=env, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True, preexec_fn=_end_with_parent)
+        return self._process
+
+    def status(self):
+        """The run's status as its record has it, or None."""
+        return records.read_record(self._json)['status'] if self._json.exists() else None
+
+    def last_line(self):
+        """The last line that the script printed to stderr."""
+        return self._stderr.read_text(errors='replace').strip().rpartition('\n')[2] or 'no line on stderr'
+
+    def report_epochs(self):
+        """Report the epochs that are new, once a checkpoint covers them. The last one is reported at the end."""
+        covered = self._covered()
+        if covered > self._reported:
+            with self._paused():
+                record = records.read_record(self._json)
+                if covered == record['options']['epochs']:
+                    return
+                snapshot = self._snapshot() if covered % self._run['checkpoint_every'] == 0 else None
+            self._report_to(covered, record, snapshot)
+
+    def report(self, **more):
+        """Report the run as its process left it, with `more` among the figures."""
+        if self._json.exists():
+            record = records.read_record(self._json)
+            self._report_to(len(record['epochs']), record, self._snapshot(), **more)
+        else:
+            tune.report({'epoch': 0, **more})
+
+    def wait_for_the_end(self):
+        """Report what the run has kept, and wait until Ray ends this trial: it goes on when the sweep is resumed."""
+        self.report(ended=True)
+        while True:
+            time.sleep(POLL)
+            tune.report({'ended': True})
+
+    def _report_to(self, last, record, snapshot, **more):
+        rows = records.read_rows(self._csv)
+        figures = {'epochs': record['options']['epochs'], 'status': record['status'],
+                   'seconds': statistics.median(epoch['seconds'] for epoch in record['epochs'] or [{'seconds': 0}])}
+        for epoch in range(min(self._reported + 1, last), last + 1):
+            loss, accuracy = map(float, rows[epoch - 1]) if epoch else (None, None)
+            is_last = epoch == last
+            tune.report({'epoch': epoch, 'loss': loss, 'accuracy': accuracy, **figures, **(more if is_last else {})},
+                        checkpoint=tune.Checkpoint.from_directory(snapshot) if is_last and snapshot else None)
+        self._reported = last
+        if snapshot:
+            shutil.rmtree(snapshot)
+
+    def _covered(self):
+        """The epochs that the newest checkpoint covers."""
+        with contextlib.suppress(FileNotFoundError):
+            named = (records.checkpoint_folder(self._results, self._run['name']) / 'checkpoint').read_text()
+            record = records.read_record(self._json)
+            batches = record['options']['train_images'] // record['options']['batch_size']
+            return min(int(re.search(r'step-(\d+)"', named)[1]) // batches, len(record['epochs']))
+        return 0
+
+    def _snapshot(self):
+        """A copy of the results folder, whose files do not change. Weights are linked, for they are never changed."""
+        def copy(source, target):
+            (os.link if re.search(r'/step-\d+\.', str(source)) else shutil.copy2)(source, target)
+        snapshot = self._folder / 'snapshot'
+        shutil.rmtree(snapshot, ignore_errors=True)
+        return shutil.copytree(self._results, snapshot, copy_function=copy)
+
+    @contextlib.contextmanager
+    def _paused(self):
+        """Inside, the process stands still: its files go together at any moment, but not from moment to moment."""
+        with contextlib.suppress(ChildProcessError):        # it has ended meanwhile
+            self._process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+
+def _end_with_parent():
+    """In the child: be killed when Ray's worker dies, so that no run goes on unseen. Linux only."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])      # Ray's workers block Ctrl-C
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG

@@ -1,0 +1,147 @@
+"""What happens where a sweep was started, while its runs go on elsewhere: their lines, their records, their end."""
+import os
+import signal
+import statistics
+import sys
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from common.records import Files, checkpoint_folder, replacing
+from common.terminal import die, duration
+from common.trial import Ending
+
+PROGRAM = 'python -m common.sweep'
+
+
+def say(line):
+    """Print a line of ours to stderr."""
+    print(f'{PROGRAM}: {line}', file=sys.stderr, flush=True)
+
+
+def run_name(trial):
+    """The name of the run that a tune.Trial is."""
+    return trial.config['run']['name']
+
+
+class Watch(tune.Callback):
+    """What happens here while the runs go on: their lines, their records, and their end by a signal.
+
+    results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once.
+    Attributes: sweep; names, of the runs; failed, {name: why}; received, the signal that ended the sweep, or None.
+    """
+
+    latest = None       # the one of this process
+
+    def __init__(self, results_dir, sweep, at_once):
+        self.names, self.failed, self.received = [], {}, None
+        self._results_dir, self.sweep, self._at_once = results_dir, sweep, at_once
+        self._files, self._figures, self._ended = {}, {}, set()
+        self._actor, self._total = None, None
+        Watch.latest = self
+
+    def __reduce__(self):
+        """Tune keeps its callbacks with the sweep. Read again, this is the one of the process that reads it."""
+        return _latest, ()
+
+    def claim(self, stem):
+        """The name of a new run: `stem`, or the first of stem-2, stem-3, ... that is free."""
+        files = Files.claim(self._results_dir, stem)
+        checkpoint_folder(self._results_dir, files.name).rmdir()    # they go to the storage
+        if files.name != stem:
+            say(f'there are results of {stem} already: this run is {files.name}')
+        self._files[files.name] = files
+        return files.name
+
+    def end(self, number, frame):
+        """A signal's handler: the first asks the runs to end, a second ends all at once."""
+        if self.received:
+            die(number)
+        self.received = number
+        say('ending each run after its iteration; a second signal ends them at once')
+
+    def setup(self, total_num_samples=None, **info):
+        """Called before the first step. total_num_samples: of how many runs Tune knows."""
+        self._total = total_num_samples
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor = Ending.options(name=self.sweep, scheduling_strategy=here).remote()
+
+    def on_step_begin(self, iteration, trials, **info):
+        """Called some ten times a second. trials: those that Tune has made so far."""
+        for trial in trials[len(self.names):]:
+            name = run_name(trial)
+            self.names.append(name)
+            if trial.last_result.get('epoch'):
+                self._figures[name] = trial.last_result
+            if name not in self._files:     # the sweep is resumed
+                if (self._results_dir / f'{name}.csv').exists():
+                    self._files[name] = Files.reopen(self._results_dir, name)
+                else:
+                    self.claim(name)
+        if self.received:
+            self._actor.ask.remote()
+            if all(trial.trial_id in self._ended for trial in trials if trial.status == trial.RUNNING):
+                os.kill(os.getpid(), signal.SIGUSR1)        # with this, Tune notes where it is, and ends
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        """Tell how far a run is."""
+        name = run_name(trial)
+        if result.get('failed'):
+            self.failed[name] = result['failed']
+            trial.max_failures = 0      # its own fault: the same would come again
+            say(f'{name}: failed: {result["failed"]}')
+        elif result.get('ended'):
+            self._ended.add(trial.trial_id)
+        elif result.get('epoch'):
+            self._figures[name] = result
+            left = duration(result['seconds'] * (result['epochs'] - result['epoch']))
+            say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
+                f'{result["accuracy"]:.3f}; {left} left, all {duration(self._left())}')
+
+    def _left(self):
+        """Seconds until all runs are done, as far as the epochs so far tell."""
+        told = self._figures.values()
+        seconds, epochs = (statistics.mean(figures[key] for figures in told) for key in ('seconds', 'epochs'))
+        done = sum(figures['epoch'] for figures in told)
+        total = max(self._total or 0, len(self.names))
+        return (total * epochs - done) * seconds / min(self._at_once, total)
+
+    def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
+        """Fetch a run's record."""
+        files = self._files[run_name(trial)]
+        try:
+            for path in files.csv, files.json, files.log, files.png:
+                there = f'{checkpoint.path}/{path.name}'
+                if checkpoint.filesystem.get_file_info(there).is_file:
+                    with checkpoint.filesystem.open_input_stream(there) as stream:
+                        content = stream.read()
+                    if path == files.csv:
+                        path.write_bytes(content)       # in place, for its lock
+                    else:
+                        with replacing(path) as file:
+                            file.write(content)
+        except OSError as error:
+            say(f'the record of {files.name} cannot be fetched: {error}')
+
+    def on_trial_recover(self, iteration, trials, trial, **info):
+        """A run was lost with its process or its machine."""
+        figures = self._figures.get(run_name(trial), {'epoch': 0})
+        say(f'{run_name(trial)}: lost with its process or its machine; it goes on after epoch {figures["epoch"]}')
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        """A run has failed too often, or by its own fault."""
+        if run_name(trial) not in self.failed:
+            self.failed[run_name(trial)] = f'lost too often: {str(trial.get_error()).strip().splitlines()[-1]}'
+            say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
+
+    def close(self):
+        """Give the locks back. Of a run that left nothing, nothing stays."""
+        for files in self._files.values():
+            if not files.json.exists():
+                files.remove()
+            files.close()
+
+
+def _latest():
+    return Watch.latest

@@ -1,0 +1,170 @@
+"""python -m common.sweep, on a real Ray cluster of two nodes on this machine.
+
+Each node says that it has all CPUs, so that a run has as many threads as a plain one, and the same digits.
+"""
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SMALL, last_line, read_json
+from test_kill import change
+
+cluster_utils = pytest.importorskip('ray.cluster_utils')
+ENV = {'PYTHONPATH': str(ROOT), 'RAY_USAGE_STATS_ENABLED': '0'}
+OPTIONS = list(map(str, SMALL[:-2]))
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    node = {'num_cpus': os.cpu_count(), 'object_store_memory': 80 * 2**20, 'env_vars': ENV}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+    cluster.add = lambda: cluster.add_node(**node)
+    cluster.second = cluster.add()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def sweep(cluster, tmp_path, mnist_dir):
+    """Start a sweep, with its results and storage in tmp_path: a Popen."""
+    started = []
+
+    def sweep(*arguments, storage='storage'):
+        command = [sys.executable, '-m', 'common.sweep', '--address', cluster.address, '--data-dir', mnist_dir,
+                   '--results-dir', 'results', '--storage', tmp_path / storage, *arguments]
+        started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+    yield sweep
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(process, *patterns):
+    """Read what a sweep says until each pattern was found: the lines so far."""
+    lines, missing = [], set(patterns)
+    while missing:
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+        missing -= {pattern for pattern in missing if re.search(pattern, lines[-1])}
+    return lines
+
+
+def processes(name):
+    """The ids of the processes that train the run `name`."""
+    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} ']
+    return list(map(int, subprocess.run(command, capture_output=True, text=True).stdout.split()))
+
+
+@pytest.mark.slow
+def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
+    """A script that fails, one that cannot be read and a name that is taken stop no other run."""
+    for script in 'alexnet2', 'alexnet4':
+        narrow(script)
+    (tmp_path / 'broken.py').write_text('import common\nraise ValueError("its own mistake")\n')
+    results = tmp_path / 'results'
+    results.mkdir()
+    (results / 'alexnet4-seed1.csv').write_text('mine')
+    process = sweep('alexnet2.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1, '--', '--epochs', 2,
+                    *OPTIONS)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1, stderr
+    assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in stderr
+    assert 'broken-seed0: failed: ValueError: its own mistake' in stderr and 'lost' not in stderr, 'not tried again'
+    assert re.search('nowhere.py cannot be read: .*No such file.*\n.*broken-seed0: .*\n.*broken-seed1: .*\n$', stderr)
+    for script, seed, name in (('alexnet2', 0, 'alexnet2-seed0'), ('alexnet2', 1, 'alexnet2-seed1'),
+                               ('alexnet4', 0, 'alexnet4-seed0'), ('alexnet4', 1, 'alexnet4-seed1-2')):
+        assert run(tmp_path / f'{script}.py', '--epochs', 2, *OPTIONS, '--seed', seed, '--name', name,
+                   '--results-dir', 'plain', real=True)[0] == 0
+        assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes(), name
+        record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
+        assert record['status'] == 'complete' and record.keys() == plain.keys()
+        assert re.search(rf'^{name} .* complete', stdout, re.M)
+    assert (results / 'alexnet4-seed1.csv').read_text() == 'mine'
+    assert not list(results.glob('broken*'))
+
+
+@pytest.mark.slow
+def test_it_survives(sweep, narrow, run, cluster, tmp_path):
+    """A process killed, a machine gone, Ctrl-C, the sweep itself killed: without dropout, all come to the same."""
+    slowly = tmp_path / 'slowly'
+    script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
+        'run.iteration_done(train_accuracy)',
+        f'run.iteration_done(train_accuracy); __import__("time").sleep(0.2 * os.path.exists({str(slowly)!r}))')])
+    change(script, lambda source: source.replace(b'import tensorflow', b'import os\nimport tensorflow'))
+    slowly.touch()
+    names, results = ['alexnet4-seed0', 'alexnet4-seed1'], tmp_path / 'results'
+    options = ['--epochs', 14, '--train-images', 40, '--batch-size', 4, '--test-images', 10]
+    process = sweep(script, '--seeds', 0, 1, '--', *options)
+    lines = wait_for(process, *(f'{name}: epoch 1 of 14' for name in names))
+    resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    cluster.second = cluster.add()
+    lost = re.search(r'(alexnet4-seed\d): lost .*; it goes on after epoch [1-9]', wait_for(process, ': lost')[-1])[1]
+    other = (set(names) - {lost}).pop()
+    os.kill(processes(other)[0], signal.SIGKILL)
+    wait_for(process, f'{other}: lost .*; it goes on after epoch [1-9]')
+    wait_for(process, *(f'{name}: epoch' for name in names))
+
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and stdout.count(' interrupted') == 2, stdout + stderr
+    assert last_line(stderr).endswith(f"--resume {resume[1]} --address {cluster.address} --storage "
+                                      f"{tmp_path / 'storage'} --results-dir results")
+    assert not processes('.*')
+    kept = [read_json(results / f'{name}.json').get('unfinished', {'global_step': 0}) for name in names]
+    assert any(unfinished['global_step'] % 10 for unfinished in kept), 'iterations within an epoch'
+
+    process = sweep(*resume)
+    wait_for(process, *(f'{name}: epoch .* of 14' for name in names))
+    process.kill()
+    process.wait()
+    slowly.unlink()
+    process = sweep(*resume)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    for seed, name in enumerate(names):
+        assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain', real=True)[0] == 0
+        assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes()
+        record = read_json(results / f'{name}.json')
+        assert record['status'] == 'complete' and len(record['resumed']) >= 2 and len(record['epochs']) == 14
+        assert any(start['iteration'] for start in record['resumed']), 'the iterations before Ctrl-C are not lost'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arguments, message', [
+    (['--storage', ''], 'this cluster has 2 machines: give --storage, a folder that all of them see or a bucket.*'),
+    (['--cpus-per-run', 999], r'no machine has 999 CPUs for a run: the largest has \d+ CPUs and 0 GPUs'),
+    (['--resume', 'sweep-1'], 'there is no sweep sweep-1 in .*/storage'),
+])
+def test_what_it_refuses_on_a_cluster(arguments, message, sweep, tmp_path):
+    scripts = [] if '--resume' in arguments else [ROOT / 'alexnet4.py']
+    process = sweep(*scripts, *arguments)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1 and re.fullmatch(f'python -m common.sweep: {message}', last_line(stderr)), stderr
+    assert not list(tmp_path.glob('results/*.csv'))
+
+
+@pytest.mark.parametrize('arguments, status, message', [
+    ([], 2, 'error: give scripts, or --resume SWEEP'),
+    (['alexnet4.py', '--resume', 'sweep-1'], 2, 'error: give scripts, or --resume SWEEP'),
+    (['--resume', 'sweep-1', '--', '--epochs', '3'], 2, 'error: a resumed sweep has its options: leave out --'),
+    (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
+    (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name is no option of a sweep'),
+    (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
+    (['alexnet4.py'], 1, r"this needs Ray, which is not installed: pip install 'ray\[tune\]'"),
+])
+def test_what_it_refuses(arguments, status, message, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    for module in 'common.sweep', 'common.watch', 'common.trial':
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, 'argv', ['sweep', *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module('common.sweep', run_name='__main__')
+    found, text = (1, end.value.code) if isinstance(end.value.code, str) else (end.value.code, capsys.readouterr().err)
+    assert found == status and re.fullmatch(fr'python -m common.sweep(.*--)?: {message}', last_line(text)), text
