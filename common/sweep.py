@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ try:
     from ray import tune
 
     from common import trial
-    from common.watch import Watch, run_name, say
+    from common.watch import Watch, run_name
 except ImportError:
     ray = None
 
@@ -51,7 +52,7 @@ def main():
     except (Refused, OSError) as error:
         sys.exit(f'{PROGRAM}: {error}')
     except KeyboardInterrupt:
-        print(f'{PROGRAM}: interrupted; nothing was begun', file=sys.stderr)
+        say('interrupted; nothing was begun')
         die(signal.SIGINT)
     sys.exit(_conclude(given, watch, unreadable))
 
@@ -63,12 +64,11 @@ def sweep(given, script_options):
     Raises Refused where it cannot begin.
     """
     name = given.resume or datetime.now().strftime('sweep-%Y-%m-%d-%H%M%S')
-    _quieten()
     _connect(given)
     before, watch = {}, None
     try:
         cluster = Cluster(given)
-        watch = Watch(given.results_dir, name, cluster.at_once)
+        watch = Watch(given.results_dir, name, cluster.at_once, say)
         runs, unreadable = _runs(given, script_options, cluster, watch)
         tuner = _tuner(given, runs, cluster, watch)
         say(f'{len(runs) or "its"} run{"s" * (len(runs) != 1)}, {cluster}. Sweep: {name}')
@@ -91,7 +91,7 @@ def _parser():
     add('scripts', nargs='*', type=Path, metavar='SCRIPT', help='the path of a script')
     add('--seeds', nargs='+', type=between(0, 2**32 - 1), default=[0], metavar='S', help='(default: 0)')
     add('--cpus-per-run', type=between(1, 10_000), metavar='N',
-        help="(default: all of a machine's, or its GPUs' share of them)")
+        help="(default: all of the largest machine's, or a GPU's share of them)")
     add('--gpus-per-run', type=between(0, 1000), metavar='N', help='(default: 1 where there are GPUs)')
     add('--address', metavar='HOST:PORT', help='join this running Ray cluster; auto: the one that this machine is in')
     add('--install', action='store_true', help='install requirements.txt on the cluster, in an environment of its own')
@@ -126,26 +126,21 @@ def _check(parser, script_options):
             parser.error(f'give --{option.replace("_", "-")} before --')
 
 
-def _quieten():
-    """Ray's own lines would hide ours."""
-    os.environ.setdefault('RAY_AIR_NEW_OUTPUT', '0')
-    os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'
-    os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'
-    os.environ['TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S'] = '0'
-    for name in 'ray', 'ray.tune', 'ray.train':
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 def _connect(given):
     """Join the cluster, or start Ray on this machine. Raises Refused where there is no cluster at that address."""
+    os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'      # the records are our log
+    os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'             # Watch.end is the handler
     environment = {'py_modules': [str(scripts.ROOT / 'common')]}
     if given.install:
         environment['pip'] = str(scripts.ROOT / 'requirements.txt')
     alone = {} if given.address else {'include_dashboard': False}
     try:
+        if given.address and ':' in given.address:      # Ray itself would try for minutes
+            host, _, port = given.address.rpartition(':')
+            socket.create_connection((host, port), timeout=10).close()
         ray.init(address=given.address or 'local', runtime_env=environment, log_to_driver=False,
                  logging_level=logging.CRITICAL, **alone)
-    except ConnectionError as error:
+    except OSError as error:
         raise Refused(f'there is no Ray cluster at {given.address}: {str(error).splitlines()[0]}') from None
 
 
@@ -201,7 +196,8 @@ def _runs(given, script_options, cluster, watch):
 def _tuner(given, runs, cluster, watch):
     """The tune.Tuner of these runs, or of the sweep that is resumed."""
     trainable = tune.with_resources(trial.train, {'cpu': cluster.cpus, 'gpu': cluster.gpus})
-    storage = given.storage or str((given.results_dir / '.sweeps').absolute())
+    storage = given.storage or str(given.results_dir / '.sweeps')
+    storage = storage if '://' in storage else str(Path(storage).absolute())
     if given.resume:
         path = f'{storage.rstrip("/")}/{given.resume}'
         if not tune.Tuner.can_restore(path):
@@ -218,6 +214,8 @@ def _tuner(given, runs, cluster, watch):
 
 def _conclude(given, watch, unreadable):
     """Say how the sweep ended. Returns the exit status."""
+    if not watch.names:
+        say(f'{watch.sweep} is complete')
     paths = [given.results_dir / f'{each}.csv' for each in watch.names]
     if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
         print(compare.overview(runs), flush=True)
@@ -229,9 +227,14 @@ def _conclude(given, watch, unreadable):
         words += ['--install'] if given.install else []
         say(f'interrupted. Go on with: {shlex.join(map(str, words))}')
         die(watch.received)
-    for line in [*unreadable, *(f'{name}: {why}' for name, why in watch.failed.items())]:
+    for line in [*unreadable, *(f'{name}: {watch.failed[name]}' for name in watch.names if name in watch.failed)]:
         say(line)
     return 1 if unreadable or watch.failed else 0
+
+
+def say(line):
+    """Print a line of ours to stderr."""
+    print(f'{PROGRAM}: {line}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,6 @@
 import os
 import signal
 import statistics
-import sys
 
 import ray
 from ray import tune
@@ -11,13 +10,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.records import Files, checkpoint_folder, replacing
 from common.terminal import die, duration
 from common.trial import Ending
-
-PROGRAM = 'python -m common.sweep'
-
-
-def say(line):
-    """Print a line of ours to stderr."""
-    print(f'{PROGRAM}: {line}', file=sys.stderr, flush=True)
 
 
 def run_name(trial):
@@ -28,15 +20,16 @@ def run_name(trial):
 class Watch(tune.Callback):
     """What happens here while the runs go on: their lines, their records, and their end by a signal.
 
-    results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once.
+    results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once. say: called with each
+    line of ours.
     Attributes: sweep; names, of the runs; failed, {name: why}; received, the signal that ended the sweep, or None.
     """
 
     latest = None       # the one of this process
 
-    def __init__(self, results_dir, sweep, at_once):
+    def __init__(self, results_dir, sweep, at_once, say):
         self.names, self.failed, self.received = [], {}, None
-        self._results_dir, self.sweep, self._at_once = results_dir, sweep, at_once
+        self._results_dir, self.sweep, self._at_once, self._say = results_dir, sweep, at_once, say
         self._files, self._figures, self._ended = {}, {}, set()
         self._actor, self._total = None, None
         Watch.latest = self
@@ -50,7 +43,7 @@ class Watch(tune.Callback):
         files = Files.claim(self._results_dir, stem)
         checkpoint_folder(self._results_dir, files.name).rmdir()    # they go to the storage
         if files.name != stem:
-            say(f'there are results of {stem} already: this run is {files.name}')
+            self._say(f'there are results of {stem} already: this run is {files.name}')
         self._files[files.name] = files
         return files.name
 
@@ -59,7 +52,7 @@ class Watch(tune.Callback):
         if self.received:
             die(number)
         self.received = number
-        say('ending each run after its iteration; a second signal ends them at once')
+        self._say('ending each run after its iteration; a second signal ends them at once')
 
     def setup(self, total_num_samples=None, **info):
         """Called before the first step. total_num_samples: of how many runs Tune knows."""
@@ -90,13 +83,13 @@ class Watch(tune.Callback):
         if result.get('failed'):
             self.failed[name] = result['failed']
             trial.max_failures = 0      # its own fault: the same would come again
-            say(f'{name}: failed: {result["failed"]}')
+            self._say(f'{name}: failed: {result["failed"]}')
         elif result.get('ended'):
             self._ended.add(trial.trial_id)
         elif result.get('epoch'):
             self._figures[name] = result
             left = duration(result['seconds'] * (result['epochs'] - result['epoch']))
-            say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
+            self._say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
                 f'{result["accuracy"]:.3f}; {left} left, all {duration(self._left())}')
 
     def _left(self):
@@ -122,18 +115,18 @@ class Watch(tune.Callback):
                         with replacing(path) as file:
                             file.write(content)
         except OSError as error:
-            say(f'the record of {files.name} cannot be fetched: {error}')
+            self._say(f'the record of {files.name} cannot be fetched: {error}')
 
     def on_trial_recover(self, iteration, trials, trial, **info):
         """A run was lost with its process or its machine."""
         figures = self._figures.get(run_name(trial), {'epoch': 0})
-        say(f'{run_name(trial)}: lost with its process or its machine; it goes on after epoch {figures["epoch"]}')
+        self._say(f'{run_name(trial)}: lost with its process or its machine; it goes on after epoch {figures["epoch"]}')
 
     def on_trial_error(self, iteration, trials, trial, **info):
         """A run has failed too often, or by its own fault."""
         if run_name(trial) not in self.failed:
             self.failed[run_name(trial)] = f'lost too often: {str(trial.get_error()).strip().splitlines()[-1]}'
-            say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
+            self._say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
 
     def close(self):
         """Give the locks back. Of a run that left nothing, nothing stays."""

@@ -63,7 +63,8 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
     """Run a script, by name or path, in this process, as a user would in tmp_path, with its results in results/.
 
     Returns (exit status, stdout, stderr). What must be patched for it, the test patches. To save time, data are loaded
-    once, figures are not drawn, and TensorFlow's own normalizations are used; with real=True nothing is saved.
+    once, figures are not drawn, and TensorFlow's own normalizations are used. With compiled=True they are compiled,
+    as a user's are; with real=True nothing is saved.
     """
     from common import plots, records
     stock_save, stock_lock, opened = plots.save, records._lock, []
@@ -72,7 +73,7 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
         opened.append(file)
         return stock_lock(file, name)
 
-    def run(script, *options, real=False):
+    def run(script, *options, compiled=False, real=False):
         from common import opening, ops
         path = ROOT / f'{script}.py' if isinstance(script, str) else script
         command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
@@ -83,7 +84,8 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
             monkeypatch.setattr(plots, 'run_figure', lambda *_: None)
             if plots.save is stock_save:
                 monkeypatch.setattr(plots, 'save', lambda figure, path: path.write_bytes(b'\x89PNG'))
-            monkeypatch.setattr(ops, '_compiles', lambda: False)
+            if not compiled:
+                monkeypatch.setattr(ops, '_compiles', lambda: False)
         monkeypatch.setattr(records, '_lock', lock)
         monkeypatch.chdir(tmp_path)
         capfd.readouterr()

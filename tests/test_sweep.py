@@ -80,7 +80,7 @@ def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
     for script, seed, name in (('alexnet2', 0, 'alexnet2-seed0'), ('alexnet2', 1, 'alexnet2-seed1'),
                                ('alexnet4', 0, 'alexnet4-seed0'), ('alexnet4', 1, 'alexnet4-seed1-2')):
         assert run(tmp_path / f'{script}.py', '--epochs', 2, *OPTIONS, '--seed', seed, '--name', name,
-                   '--results-dir', 'plain', real=True)[0] == 0
+                   '--results-dir', 'plain', compiled=True)[0] == 0
         assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes(), name
         record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
         assert record['status'] == 'complete' and record.keys() == plain.keys()
@@ -129,7 +129,7 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     for seed, name in enumerate(names):
-        assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain', real=True)[0] == 0
+        assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain', compiled=True)[0] == 0
         assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes()
         record = read_json(results / f'{name}.json')
         assert record['status'] == 'complete' and len(record['resumed']) >= 2 and len(record['epochs']) == 14
