@@ -29,7 +29,7 @@ try:
     from ray import tune
 
     from common import trial
-    from common.watch import Watch, run_name
+    from common.watch import LOSSES, Watch, run_name
 except ImportError:
     ray = None
 
@@ -208,13 +208,13 @@ def _tuner(given, runs, cluster, watch):
         tune_config=tune.TuneConfig(trial_name_creator=run_name, trial_dirname_creator=run_name),
         run_config=tune.RunConfig(
             name=watch.sweep, storage_path=storage, verbose=0, callbacks=[watch],
-            failure_config=tune.FailureConfig(max_failures=3),
+            failure_config=tune.FailureConfig(max_failures=LOSSES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
 
 
 def _conclude(given, watch, unreadable):
     """Say how the sweep ended. Returns the exit status."""
-    if not watch.names:
+    if not watch.names and not watch.received:
         say(f'{watch.sweep} is complete')
     paths = [given.results_dir / f'{each}.csv' for each in watch.names]
     if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
@@ -234,7 +234,8 @@ def _conclude(given, watch, unreadable):
 
 def say(line):
     """Print a line of ours to stderr."""
-    print(f'{PROGRAM}: {line}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):      # the terminal may be gone
+        print(f'{PROGRAM}: {line}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -62,6 +62,7 @@ def train(config):
         checkpoint.to_directory(results)
     watched = Watched(run, folder, results)
     if watched.status() in ('complete', 'stopped'):     # the sweep was killed before it could note that
+        watched.report()
         return
     ending = ray.get_actor(run['ending'])
     process = watched.start()
@@ -93,7 +94,7 @@ class Watched:
         self._run, self._folder, self._results = run, folder, results
         self._csv, self._json = (results / f'{run["name"]}.{kind}' for kind in ('csv', 'json'))
         self._stderr = folder / 'stderr.txt'
-        self._process = None
+        self._process, self._told = None, {}
         self._reported = self._covered()
 
     def start(self):
@@ -126,7 +127,8 @@ class Watched:
                 record = records.read_record(self._json)
                 if covered == record['options']['epochs']:
                     return
-                snapshot = self._snapshot() if covered % self._run['checkpoint_every'] == 0 else None
+                every = self._run['checkpoint_every']
+                snapshot = self._snapshot() if covered // every > self._reported // every else None
             self._report_to(covered, record, snapshot)
 
     def report(self, **more):
@@ -135,14 +137,15 @@ class Watched:
             record = records.read_record(self._json)
             self._report_to(len(record['epochs']), record, self._snapshot(), **more)
         else:
-            tune.report({'epoch': 0, **more})
+            self._told = {'epoch': 0, **more}
+            tune.report(self._told)
 
     def wait_for_the_end(self):
         """Report what the run has kept, and wait until Ray ends this trial: it goes on when the sweep is resumed."""
-        self.report(ended=True)
-        while True:
+        self.report()
+        while True:         # Ray asks for the next report once it has kept the checkpoint of the one before
+            tune.report(self._told | {'ended': True})
             time.sleep(POLL)
-            tune.report({'ended': True})
 
     def _report_to(self, last, record, snapshot, **more):
         rows = records.read_rows(self._csv)
@@ -150,9 +153,11 @@ class Watched:
                    'seconds': statistics.median(epoch['seconds'] for epoch in record['epochs'] or [{'seconds': 0}])}
         for epoch in range(min(self._reported + 1, last), last + 1):
             loss, accuracy = map(float, rows[epoch - 1]) if epoch else (None, None)
-            is_last = epoch == last
-            tune.report({'epoch': epoch, 'loss': loss, 'accuracy': accuracy, **figures, **(more if is_last else {})},
-                        checkpoint=tune.Checkpoint.from_directory(snapshot) if is_last and snapshot else None)
+            self._told = {'epoch': epoch, 'loss': loss, 'accuracy': accuracy, **figures}
+            if epoch < last:
+                tune.report(self._told)
+        self._told |= more
+        tune.report(self._told, checkpoint=tune.Checkpoint.from_directory(snapshot) if snapshot else None)
         self._reported = last
         if snapshot:
             shutil.rmtree(snapshot)

