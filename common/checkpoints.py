@@ -10,7 +10,7 @@ from functools import cached_property
 
 import tensorflow.compat.v1 as tf
 
-from common.records import Refused, checkpoint_folder, fsync, replacing
+from common.records import Refused, checkpoint_folder, fsync, newest_checkpoint, replacing
 
 
 class Checkpoints:
@@ -25,12 +25,10 @@ class Checkpoints:
         self.folder = checkpoint_folder(results_dir, name)
         self._state = self.folder / 'checkpoint'
         self._newest, self.step = None, None
-        with contextlib.suppress(FileNotFoundError):
-            found = re.search(rb'^model_checkpoint_path: "(.*/)?((step|epoch)-(\d+))"$', self._state.read_bytes(), re.M)
-            if found is None:
-                raise Refused(f'the checkpoint in {self.folder} is damaged: {self._state} names none')
-            self._newest = self.folder / found[2].decode()
-            self.step = int(found[4]) * (batches if found[3] == b'epoch' else 1)
+        if found := newest_checkpoint(self.folder):
+            newest, number, counts = found
+            self._newest = self.folder / newest
+            self.step = number * (batches if counts == 'epoch' else 1)
             if not self._newest.with_name(f'{self._newest.name}.index').exists():
                 raise Refused(f'the checkpoint {self._newest} is missing')
 

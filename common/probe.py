@@ -22,8 +22,7 @@ from common.checkpoints import Checkpoints
 from common.divergence import describe, explain, largest_logit_gap
 from common.images import image_shape_scale
 from common.propagation import IMAGES, before_dropout
-from common.records import Refused, read_record
-from common.state import batches
+from common.records import Refused, batches, read_record
 
 # By which the signal may fall or rise from the first layer to fc1. In the article's experiments it falls by more
 # than 100 in those that sit on a plateau, and changes by less than 10 in those that learn at once.

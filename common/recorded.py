@@ -133,7 +133,7 @@ class Recorded:
     @property
     def batches(self):
         """Iterations in an epoch, or None without a record."""
-        return self.options['train_images'] // self.options['batch_size'] if self.record else None
+        return records.batches(self.options) if self.record else None
 
     @property
     def status(self):

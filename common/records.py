@@ -95,13 +95,16 @@ class Files:
             raise OSError(f'{self.csv} was removed while the run went on')
         end = self._csv_file.seek(0, os.SEEK_END)
         try:
-            row = f'{loss!s},{accuracy!s}\n'.encode()
-            if self._csv_file.write(row) != len(row):
-                raise OSError(f'No space left on device: {self.csv}')
+            self._write(f'{loss!s},{accuracy!s}\n'.encode())
             os.fsync(self._csv_file.fileno())
         except BaseException:
             self._csv_file.truncate(end)
             raise
+
+    def _write(self, content):
+        """Write bytes to the CSV. It is not buffered, so a full disk takes a part: OSError."""
+        if self._csv_file.write(content) != len(content):
+            raise OSError(f'No space left on device: {self.csv}')
 
     def rows(self, count):
         """The first `count` epochs, as read_rows gives them. Raises Refused where they are not whole."""
@@ -114,6 +117,16 @@ class Files:
         """Cut the CSV to its first `count` lines."""
         lines = self.csv.read_bytes().splitlines(keepends=True)
         self._csv_file.truncate(sum(map(len, lines[:count])))
+
+    def replace(self, path, content):
+        """Replace one of the files by bytes. The CSV is written in place, for its lock."""
+        if path == self.csv:
+            self._csv_file.seek(0)
+            self._write(content)
+            self._csv_file.truncate()
+        else:
+            with replacing(path) as file:
+                file.write(content)
 
     def append_log(self, line):
         """Append a line to the log."""
@@ -129,6 +142,25 @@ class Files:
 def checkpoint_folder(results_dir, name):
     """Where the checkpoints of a run lie. `.checkpoints` may be a link to a folder elsewhere."""
     return results_dir / '.checkpoints' / name
+
+
+def newest_checkpoint(folder):
+    """(name, number, what it counts: 'step' or 'epoch') of the checkpoint that TensorFlow's state file in a run's
+    folder of checkpoints names. None where there is no such file. Raises Refused where it names none."""
+    state = folder / 'checkpoint'
+    try:
+        text = state.read_bytes()
+    except FileNotFoundError:
+        return None
+    found = re.search(rb'^model_checkpoint_path: "(.*/)?((step|epoch)-(\d+))"$', text, re.M)
+    if found is None:
+        raise Refused(f'the checkpoint in {folder} is damaged: {state} names none')
+    return found[2].decode(), int(found[4]), found[3].decode()
+
+
+def batches(chosen):
+    """Training steps in an epoch of a run with these options, a dict."""
+    return chosen['train_images'] // chosen['batch_size']
 
 
 def _lock(file, name):

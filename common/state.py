@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from common import machine, options
 from common.checkpoints import Checkpoints
-from common.records import Refused
+from common.records import Refused, batches
 
 
 class State:
@@ -123,11 +123,6 @@ class State:
         epochs, iterations = self.position
         within = f' and {counted(iterations, "iteration")}' if iterations > 0 else ''
         return f'{self.files.name} keeps {counted(epochs, "epoch")}{within}'
-
-
-def batches(chosen):
-    """Training steps in an epoch of a run with these options."""
-    return chosen['train_images'] // chosen['batch_size']
 
 
 def now():

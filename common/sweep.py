@@ -22,7 +22,6 @@ from common.records import Refused
 from common.terminal import die
 
 PROGRAM = 'python -m common.sweep'
-ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 try:
     import ray
@@ -65,22 +64,18 @@ def sweep(given, script_options):
     """
     name = given.resume or datetime.now().strftime('sweep-%Y-%m-%d-%H%M%S')
     _connect(given)
-    before, watch = {}, None
+    watch = None
     try:
         cluster = Cluster(given)
         watch = Watch(given.results_dir, name, cluster.at_once, say)
         runs, unreadable = _runs(given, script_options, cluster, watch)
         tuner = _tuner(given, runs, cluster, watch)
         say(f'{len(runs) or "its"} run{"s" * (len(runs) != 1)}, {cluster}. Sweep: {name}')
-        before = {number: signal.signal(number, watch.end) for number in ENDING
-                  if signal.getsignal(number) != signal.SIG_IGN}        # as under nohup
         tuner.fit()
     finally:
         ray.shutdown()
         if watch:
             watch.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return watch, unreadable
 
 
@@ -214,19 +209,19 @@ def _tuner(given, runs, cluster, watch):
 
 def _conclude(given, watch, unreadable):
     """Say how the sweep ended. Returns the exit status."""
-    if not watch.names and not watch.received:
+    if not watch.names and not watch.signals.received:
         say(f'{watch.sweep} is complete')
     paths = [given.results_dir / f'{each}.csv' for each in watch.names]
     if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
         print(compare.overview(runs), flush=True)
-    if watch.received:
+    if watch.signals.received:
         words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
         for option in 'address', 'storage', 'data_dir', 'results_dir', 'cpus_per_run', 'gpus_per_run':
             if getattr(given, option) not in (None, DATA_DIR, RESULTS_DIR):
                 words += [f'--{option.replace("_", "-")}', getattr(given, option)]
         words += ['--install'] if given.install else []
         say(f'interrupted. Go on with: {shlex.join(map(str, words))}')
-        die(watch.received)
+        die(watch.signals.received)
     for line in [*unreadable, *(f'{name}: {watch.failed[name]}' for name in watch.names if name in watch.failed)]:
         say(line)
     return 1 if unreadable or watch.failed else 0

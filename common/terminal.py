@@ -11,7 +11,6 @@ import time
 
 # Ctrl-C; a job that is ended; a terminal that closes; a cluster's warning that the machine will be taken away.
 ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
-
 SIGHUP = getattr(signal, 'SIGHUP', None)    # Windows has none
 
 
@@ -25,12 +24,13 @@ class Signals:
     SIGHUP does not count as a second one: where a terminal closes, the kernel sends it, and the shell sends it again.
     Python calls its own handlers between two bytecodes, but a training step is one call that takes
     seconds. So a thread reads the numbers from the wake-up socket, where they arrive at once.
-    say: called with one line when the first signal comes.
+    say: called with `line` when the first signal comes. numbers: the signals.
+    Attributes: received, the number of the first, or None.
     """
 
-    def __init__(self, say):
-        self._say = say
-        self._received, self._before = None, {}
+    def __init__(self, say, line='ending after this iteration; a second signal ends it at once', numbers=ENDING):
+        self._say, self._line, self._numbers = say, line, numbers
+        self.received, self._before = None, {}
         self._read = self._write = self._thread = None
 
     def start(self):
@@ -38,7 +38,7 @@ class Signals:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in ENDING
+        self._before = {number: signal.signal(number, lambda *_: None) for number in self._numbers
                         if signal.getsignal(number) != signal.SIG_IGN}
         signal.set_wakeup_fd(self._write.fileno())
         self._thread.start()
@@ -54,19 +54,19 @@ class Signals:
 
     def check(self):
         """Raise Interrupted if one has come."""
-        if self._received:
-            raise Interrupted(self._received)
+        if self.received:
+            raise Interrupted(self.received)
 
     def _watch(self):
         while received := self._read.recv(1):
             number = received[0]
             if number in self._before:
-                if self._received and number == SIGHUP:
+                if self.received and number == SIGHUP:
                     continue
-                if self._received:
+                if self.received:
                     die(number)
-                self._say('ending after this iteration; a second signal ends it at once')
-                self._received = number
+                self._say(self._line)
+                self.received = number
 
 
 def die(number):

@@ -51,8 +51,8 @@ def train(config):
     command line without a name; data_dir, MNIST's folder, used where it exists; cpus, how many CPUs the run has;
     checkpoint_every, epochs from one report with a checkpoint to the next; ending, the name of the Ending actor.
 
-    Reports after each epoch its figures: epoch, epochs (of how many), loss, accuracy, seconds (the median of an epoch)
-    and status. A report's checkpoint is the run's results folder. Raises Failed or Lost.
+    Reports after each epoch its figures: epoch, epochs (of how many), loss, accuracy and seconds (the median of an
+    epoch). The checkpoint of a report is the run's results folder. Raises Failed or Lost.
     """
     run = config['run']
     folder = Path.cwd()         # Ray's, for this trial on this machine
@@ -149,7 +149,7 @@ class Watched:
 
     def _report_to(self, last, record, snapshot, **more):
         rows = records.read_rows(self._csv)
-        figures = {'epochs': record['options']['epochs'], 'status': record['status'],
+        figures = {'epochs': record['options']['epochs'],
                    'seconds': statistics.median(epoch['seconds'] for epoch in record['epochs'] or [{'seconds': 0}])}
         for epoch in range(min(self._reported + 1, last), last + 1):
             loss, accuracy = map(float, rows[epoch - 1]) if epoch else (None, None)
@@ -164,12 +164,11 @@ class Watched:
 
     def _covered(self):
         """The epochs that the newest checkpoint covers."""
-        with contextlib.suppress(FileNotFoundError):
-            named = (records.checkpoint_folder(self._results, self._run['name']) / 'checkpoint').read_text()
-            record = records.read_record(self._json)
-            batches = record['options']['train_images'] // record['options']['batch_size']
-            return min(int(re.search(r'step-(\d+)"', named)[1]) // batches, len(record['epochs']))
-        return 0
+        found = records.newest_checkpoint(records.checkpoint_folder(self._results, self._run['name']))
+        if found is None:
+            return 0
+        record = records.read_record(self._json)
+        return min(found[1] // records.batches(record['options']), len(record['epochs']))
 
     def _snapshot(self):
         """A copy of the results folder, whose files do not change. Weights are linked, for they are never changed."""

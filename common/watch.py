@@ -7,8 +7,8 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.records import Files, checkpoint_folder, replacing
-from common.terminal import SIGHUP, die, duration
+from common.records import Files, checkpoint_folder
+from common.terminal import ENDING, Signals, duration
 from common.trial import Ending
 
 LOSSES = 3      # how often a run may be lost with its process or its machine
@@ -24,16 +24,20 @@ class Watch(tune.Callback):
 
     results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once. say: called with each
     line of ours.
-    Attributes: sweep; names, of the runs; failed, {name: why}; received, the signal that ended the sweep, or None.
+    Attributes: sweep; names, of the runs; failed, {name: why}; signals, which it takes over until it is closed.
     """
 
     latest = None       # the one of this process
 
     def __init__(self, results_dir, sweep, at_once, say):
-        self.names, self.failed, self.received = [], {}, None
+        self.names, self.failed = [], {}
         self._results_dir, self.sweep, self._at_once, self._say = results_dir, sweep, at_once, say
         self._files, self._figures, self._ended = {}, {}, set()
-        self._actor, self._total = None, None
+        self._actor, self._total = None, 0
+        # SIGUSR1 is Tune's: see on_step_begin.
+        self.signals = Signals(say, 'ending each run after its iteration; a second signal ends them at once',
+                               [number for number in ENDING if number != signal.SIGUSR1])
+        self.signals.start()
         Watch.latest = self
 
     def __reduce__(self):
@@ -48,15 +52,6 @@ class Watch(tune.Callback):
             self._say(f'there are results of {stem} already: this run is {files.name}')
         self._files[files.name] = files
         return files.name
-
-    def end(self, number, frame):
-        """A signal's handler: the first asks the runs to end, a second ends all at once."""
-        if self.received and number == SIGHUP:      # where a terminal closes, it comes twice
-            return
-        if self.received:
-            die(number)
-        self.received = number
-        self._say('ending each run after its iteration; a second signal ends them at once')
 
     def setup(self, total_num_samples=None, **info):
         """Called before the first step. total_num_samples: of how many runs Tune knows."""
@@ -79,7 +74,7 @@ class Watch(tune.Callback):
                     self._files[name] = Files.reopen(self._results_dir, name)
                 else:
                     self.claim(name)
-        if self.received:
+        if self.signals.received:
             self._actor.ask.remote()
             if all(trial.trial_id in self._ended for trial in trials if trial.status == trial.RUNNING):
                 os.kill(os.getpid(), signal.SIGUSR1)        # with this, Tune notes where it is, and ends
@@ -97,15 +92,14 @@ class Watch(tune.Callback):
             self._figures[name] = result
             left = duration(result['seconds'] * (result['epochs'] - result['epoch']))
             self._say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
-                f'{result["accuracy"]:.3f}; {left} left, all {duration(self._left())}')
+                      f'{result["accuracy"]:.3f}; {left} left, all {duration(self._left())}')
 
     def _left(self):
         """Seconds until all runs are done, as far as the epochs so far tell."""
         told = self._figures.values()
         seconds, epochs = (statistics.mean(figures[key] for figures in told) for key in ('seconds', 'epochs'))
         done = sum(figures['epoch'] for figures in told)
-        total = max(self._total or 0, len(self.names))
-        return (total * epochs - done) * seconds / min(self._at_once, total)
+        return (self._total * epochs - done) * seconds / min(self._at_once, self._total)
 
     def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
         """Fetch a run's record."""
@@ -115,14 +109,7 @@ class Watch(tune.Callback):
                 there = f'{checkpoint.path}/{path.name}'
                 if checkpoint.filesystem.get_file_info(there).is_file:
                     with checkpoint.filesystem.open_input_stream(there) as stream:
-                        content = stream.read()
-                    if path == files.csv:
-                        with path.open('r+b') as file:      # in place, for its lock
-                            file.write(content)
-                            file.truncate()
-                    else:
-                        with replacing(path) as file:
-                            file.write(content)
+                        files.replace(path, stream.read())
         except OSError as error:
             self._say(f'the record of {files.name} cannot be fetched: {error}')
 
@@ -137,7 +124,8 @@ class Watch(tune.Callback):
             self._say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
 
     def close(self):
-        """Give the locks back. Of a run that left nothing, nothing stays."""
+        """Give signals and locks back. Of a run that left nothing, nothing stays."""
+        self.signals.stop()
         for files in self._files.values():
             if not files.json.exists():
                 files.remove()

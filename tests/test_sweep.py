@@ -36,9 +36,9 @@ def sweep(cluster, tmp_path, mnist_dir):
     """Start a sweep, with its results and storage in tmp_path: a Popen."""
     started = []
 
-    def sweep(*arguments, storage='storage'):
+    def sweep(*arguments):
         command = [sys.executable, '-m', 'common.sweep', '--address', cluster.address, '--data-dir', mnist_dir,
-                   '--results-dir', 'results', '--storage', tmp_path / storage, *arguments]
+                   '--results-dir', 'results', '--storage', tmp_path / 'storage', *arguments]
         started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
