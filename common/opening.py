@@ -82,7 +82,8 @@ def newest_unfinished(results_dir, script):
     for path in results_dir.glob('*.json'):
         with contextlib.suppress(Refused, OSError):
             record = records.read_record(path)
-            if record['script'] == script.name and record['status'] not in ('complete', 'stopped'):
+            if record['script'] == script.name and record['status'] not in ('complete', 'stopped') and (
+                    records.checkpoint_folder(results_dir, path.stem).is_dir()):    # a sweep's run has none here
                 Files.reopen(results_dir, path.stem).close()    # refuses one that is still going
                 found.append((record['start'], path.stem))
     if not found:

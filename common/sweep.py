@@ -111,7 +111,7 @@ def _split(arguments):
 
 
 def _check(parser, script_options):
-    """Refuse what the scripts would refuse, and what the sweep itself gives them."""
+    """Refuse what every script would refuse, and what the sweep itself gives them."""
     given = vars(options.parser(f'{PROGRAM} ... --', None, options.defaults()).parse_args(script_options))
     for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
         if given.get(option):
@@ -133,10 +133,13 @@ def _connect(given):
         if given.address and ':' in given.address:      # Ray itself would try for minutes
             host, _, port = given.address.rpartition(':')
             socket.create_connection((host, port), timeout=10).close()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])       # else Ray dies with the terminal at once
         ray.init(address=given.address or 'local', runtime_env=environment, log_to_driver=False,
                  logging_level=logging.CRITICAL, **alone)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise Refused(f'there is no Ray cluster at {given.address}: {str(error).splitlines()[0]}') from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 
 
 class Cluster:
@@ -176,15 +179,17 @@ def _runs(given, script_options, cluster, watch):
     texts, unreadable = {}, []
     for script in given.scripts:
         try:
-            texts[script] = scripts.source(script)
+            scripts.source(script)
+            texts[script] = script.read_bytes()
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             unreadable.append(f'{script} cannot be read: {error}')
             say(unreadable[-1])
     if unreadable and not texts:
         raise Refused(unreadable[-1])
+    given.data_dir.mkdir(parents=True, exist_ok=True)       # where it exists, the runs fetch MNIST into it
     return [{'name': watch.claim(f'{options.name_of(script)}-seed{seed}'), 'script': script.name, 'source': text,
              'options': [*script_options, '--seed', str(seed)], 'data_dir': str(given.data_dir.absolute()),
-             'cpus': cluster.cpus, 'checkpoint_every': given.checkpoint_every, 'ending': watch.sweep}
+             'checkpoint_every': given.checkpoint_every, 'ending': watch.sweep}
             for script, text in texts.items() for seed in dict.fromkeys(given.seeds)], unreadable
 
 
@@ -204,7 +209,8 @@ def _tuner(given, runs, cluster, watch):
         run_config=tune.RunConfig(
             name=watch.sweep, storage_path=storage, verbose=0, callbacks=[watch],
             failure_config=tune.FailureConfig(max_failures=LOSSES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
+            # The state that Tune writes of a sweep may name the last checkpoint but one, where the sweep is killed.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
 
 
 def _conclude(given, watch, unreadable):
@@ -222,9 +228,11 @@ def _conclude(given, watch, unreadable):
         words += ['--install'] if given.install else []
         say(f'interrupted. Go on with: {shlex.join(map(str, words))}')
         die(watch.signals.received)
-    for line in [*unreadable, *(f'{name}: {watch.failed[name]}' for name in watch.names if name in watch.failed)]:
+    wrong = watch.unfetched | watch.failed
+    lines = [*unreadable, *(f'{name}: {wrong[name]}' for name in watch.names if name in wrong)]
+    for line in lines:
         say(line)
-    return 1 if unreadable or watch.failed else 0
+    return 1 if lines else 0
 
 
 def say(line):

@@ -47,8 +47,8 @@ class Ending:
 def train(config):
     """Ray Tune's trainable: train one run to its end.
 
-    config['run'], a dict: name, the run's name; script, its file's name; source, its text; options, a list of str, its
-    command line without a name; data_dir, MNIST's folder, used where it exists; cpus, how many CPUs the run has;
+    config['run'], a dict: name, the run's name; script, its file's name; source, its bytes; options, a list of str, its
+    command line without a name; data_dir, MNIST's folder, used where it exists;
     checkpoint_every, epochs from one report with a checkpoint to the next; ending, the name of the Ending actor.
 
     Reports after each epoch its figures: epoch, epochs (of how many), loss, accuracy and seconds (the median of an
@@ -100,11 +100,12 @@ class Watched:
     def start(self):
         """Start the script, or go on with what is in the results folder: a Popen."""
         script, name = self._folder / self._run['script'], self._run['name']
-        script.write_text(self._run['source'], encoding='utf-8')
+        script.write_bytes(self._run['source'])
         data_dir = ['--data-dir', self._run['data_dir']] if Path(self._run['data_dir']).is_dir() else []
         command = [sys.executable, script.name, '--resume' if self._json.exists() else '--name', name,
                    *self._run['options'], '--results-dir', self._results, *data_dir]
-        env = os.environ | {'PYTHONPATH': str(ROOT), 'TF_NUM_INTRAOP_THREADS': str(self._run['cpus'])}
+        cpus = int(tune.get_context().get_trial_resources().required_resources['CPU'])
+        env = os.environ | {'PYTHONPATH': str(ROOT), 'TF_NUM_INTRAOP_THREADS': str(cpus)}
         with self._stderr.open('wb') as stderr:
             self._process = subprocess.Popen(
                 list(map(str, command)), cwd=self._folder, env=env, stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.records import Files, checkpoint_folder
+from common.records import Files, Refused, checkpoint_folder
 from common.terminal import ENDING, Signals, duration
 from common.trial import Ending
 
@@ -24,13 +24,14 @@ class Watch(tune.Callback):
 
     results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once. say: called with each
     line of ours.
-    Attributes: sweep; names, of the runs; failed, {name: why}; signals, which it takes over until it is closed.
+    Attributes: sweep; names, of the runs; failed and unfetched, {name: why}; signals, which it takes over until it is
+    closed.
     """
 
     latest = None       # the one of this process
 
     def __init__(self, results_dir, sweep, at_once, say):
-        self.names, self.failed = [], {}
+        self.names, self.failed, self.unfetched = [], {}, {}
         self._results_dir, self.sweep, self._at_once, self._say = results_dir, sweep, at_once, say
         self._files, self._figures, self._ended = {}, {}, set()
         self._actor, self._total = None, 0
@@ -70,14 +71,24 @@ class Watch(tune.Callback):
                 self._figures[name] = trial.last_result
             if name not in self._files:     # the sweep is resumed
                 trial.max_failures = LOSSES + trial.run_metadata.num_failures
-                if (self._results_dir / f'{name}.csv').exists():
-                    self._files[name] = Files.reopen(self._results_dir, name)
-                else:
-                    self.claim(name)
+                self._reopen(name, trial.checkpoint)
         if self.signals.received:
             self._actor.ask.remote()
             if all(trial.trial_id in self._ended for trial in trials if trial.status == trial.RUNNING):
                 os.kill(os.getpid(), signal.SIGUSR1)        # with this, Tune notes where it is, and ends
+
+    def _reopen(self, name, checkpoint):
+        """Take the files of a resumed sweep's run. Raises Refused where another run has its name by now."""
+        csv = self._results_dir / f'{name}.csv'
+        taken = Refused(f'{csv} is of another run by now: move its files away, then resume')
+        if csv.exists():
+            if checkpoint is None and (csv.stat().st_size or csv.with_suffix('.json').exists()):
+                raise taken
+            self._files[name] = Files.reopen(self._results_dir, name)
+        elif self.claim(name) != name:
+            raise taken
+        if checkpoint:
+            self._fetch(name, checkpoint)
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         """Tell how far a run is."""
@@ -102,8 +113,13 @@ class Watch(tune.Callback):
         return (self._total * epochs - done) * seconds / min(self._at_once, self._total)
 
     def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
+        """A run's folder is in the storage."""
+        self._fetch(run_name(trial), checkpoint)
+
+    def _fetch(self, name, checkpoint):
         """Fetch a run's record."""
-        files = self._files[run_name(trial)]
+        files = self._files[name]
+        self.unfetched.pop(name, None)
         try:
             for path in files.csv, files.json, files.log, files.png:
                 there = f'{checkpoint.path}/{path.name}'
@@ -111,7 +127,8 @@ class Watch(tune.Callback):
                     with checkpoint.filesystem.open_input_stream(there) as stream:
                         files.replace(path, stream.read())
         except OSError as error:
-            self._say(f'the record of {files.name} cannot be fetched: {error}')
+            self.unfetched[name] = f'its record cannot be fetched from {checkpoint.path}: {error}'
+            self._say(f'{name}: {self.unfetched[name]}')
 
     def on_trial_recover(self, iteration, trials, trial, **info):
         """A run was lost with its process or its machine."""
@@ -124,10 +141,10 @@ class Watch(tune.Callback):
             self._say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
 
     def close(self):
-        """Give signals and locks back. Of a run that left nothing, nothing stays."""
+        """Give signals and locks back. Of a run that left nothing, nothing stays but the name, if it is to go on."""
         self.signals.stop()
         for files in self._files.values():
-            if not files.json.exists():
+            if not (files.json.exists() or self.signals.received or files.csv.exists() and files.csv.stat().st_size):
                 files.remove()
             files.close()
 

@@ -98,6 +98,10 @@ def test_what_cannot_be_read_does_not_hide_a_run_that_can(interrupted, run, tmp_
     (results / 'cut.json').write_text('{')
     (results / 'newer.json').write_text((results / 'alexnet4.json').read_text().replace('"start": "2', '"start": "3'))
     (results / 'newer.csv').mkdir()
+    (results / '.checkpoints/newer').mkdir()
+    of_a_sweep = (results / 'newer.json').read_text()       # its weights lie elsewhere
+    (results / 'of-a-sweep.json').write_text(of_a_sweep)
+    (results / 'of-a-sweep.csv').write_bytes((results / 'alexnet4.csv').read_bytes())
     status, _, stderr = run(interrupted, '--resume')
     assert status == 0 and 'alexnet4 goes on with epoch 3' in stderr, stderr
 

@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,53 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
         record = read_json(results / f'{name}.json')
         assert record['status'] == 'complete' and len(record['resumed']) >= 1 and len(record['epochs']) == 14
         assert any(start['iteration'] for start in record['resumed']), 'the iterations before Ctrl-C are not lost'
+
+
+@pytest.fixture
+def watch(tmp_path):
+    from common.watch import Watch
+    watch = Watch(tmp_path, 'sweep-1', 1, lambda line: None)
+    yield watch
+    watch.close()
+
+
+def resumed_trial(name, checkpoint=None):
+    return SimpleNamespace(config={'run': {'name': name}}, last_result={}, checkpoint=checkpoint, status='PENDING',
+                           RUNNING='RUNNING', run_metadata=SimpleNamespace(num_failures=1), trial_id=name)
+
+
+@pytest.mark.parametrize('taken', ['run.csv', 'run.json', 'run.png', '.checkpoints/run'])
+def test_a_name_that_another_run_took_meanwhile(taken, watch, tmp_path):
+    """While a sweep waits to be resumed, its run has left nothing here yet."""
+    from common.records import Refused
+    path = tmp_path / taken
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('mine')
+    if taken == 'run.json':
+        (tmp_path / 'run.csv').touch()
+    with pytest.raises(Refused, match='run.csv is of another run by now: move its files away'):
+        watch.on_step_begin(0, [resumed_trial('run')])
+    watch.close()
+    watch.signals.start()
+    assert path.read_text() == 'mine' and not list(tmp_path.glob('run-2*'))
+
+
+def test_a_resumed_sweep_fetches_what_it_missed(watch, tmp_path):
+    """And says so where it cannot."""
+    from pyarrow.fs import LocalFileSystem
+    there = tmp_path / 'storage'
+    there.mkdir()
+    (there / 'run.csv').write_text('1.0,0.5\n')
+    (there / 'run.json').write_text('{}')
+    (tmp_path / 'run.csv').write_text('3.0,0.1\n4.0,0.1\n')
+    checkpoint = SimpleNamespace(path=str(there), filesystem=LocalFileSystem())
+    watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
+    assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n' and (tmp_path / 'run.json').read_text() == '{}'
+    assert not watch.unfetched
+    (tmp_path / 'run.json').unlink()
+    (tmp_path / 'run.json').mkdir()
+    watch.on_checkpoint(0, [], resumed_trial('run'), checkpoint)
+    assert list(watch.unfetched) == ['run']
 
 
 @pytest.mark.slow
