@@ -8,7 +8,8 @@ import tensorflow.compat.v1 as tf
 from common import machine, mnist, ops, options, records, scripts
 from common.images import image_shape_scale
 from common.records import Files, Refused
-from common.state import State, counted, now
+from common.state import State, now
+from common.terminal import counted
 
 # Memory in GiB that a run takes whose test images go through the network at once: 5.3 were seen at 1000 images, 10.1
 # at 3000. Linux kills a process that takes more than there is, without a word.

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from common import machine, options
 from common.checkpoints import Checkpoints
 from common.records import Refused, batches
+from common.terminal import counted
 
 
 class State:
@@ -128,8 +129,3 @@ class State:
 def now():
     """The time in UTC, as a record has it."""
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
-
-
-def counted(number, thing):
-    """'1 epoch', '2 epochs'."""
-    return f'{number} {thing}' + ('' if number == 1 else 's')

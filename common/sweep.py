@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -19,11 +20,12 @@ from pathlib import Path
 from common import compare, options, recorded, scripts
 from common.options import DATA_DIR, RESULTS_DIR, between, folder
 from common.records import Refused
-from common.terminal import die
+from common.terminal import counted, die
 
 PROGRAM = 'python -m common.sweep'
 
 try:
+    import pyarrow.fs
     import ray
     from ray import tune
 
@@ -40,9 +42,7 @@ def main():
     given = parser.parse_args(ours)
     if bool(given.resume) == bool(given.scripts):
         parser.error('give scripts, or --resume SWEEP')
-    if given.resume and script_options:
-        parser.error('a resumed sweep has its options: leave out --')
-    _check(parser, script_options)
+    _check(parser, given, script_options)
     if ray is None:
         sys.exit(f"{PROGRAM}: this needs Ray, which is not installed: pip install 'ray[tune]'")
     try:
@@ -62,16 +62,17 @@ def sweep(given, script_options):
     given: the command line's namespace. script_options: a list of str, the command line of each script.
     Raises Refused where it cannot begin.
     """
-    name = given.resume or datetime.now().strftime('sweep-%Y-%m-%d-%H%M%S')
+    name = given.resume or f'sweep-{datetime.now():%Y-%m-%d-%H%M%S}-{secrets.token_hex(2)}'
+    storage = _storage(given)
     _connect(given)
     watch = None
     try:
         cluster = Cluster(given)
-        watch = Watch(given.results_dir, name, cluster.at_once, say)
+        watch = Watch(given.results_dir, name, cluster, say)
         runs, unreadable = _runs(given, script_options, cluster, watch)
-        tuner = _tuner(given, runs, cluster, watch)
-        say(f'{len(runs) or "its"} run{"s" * (len(runs) != 1)}, {cluster}. Sweep: {name}')
-        tuner.fit()
+        tuner = _tuner(given, runs, cluster, watch, storage)
+        say(f'{counted(len(runs), "run") if runs else "its runs"}, {cluster}. Sweep: {name}')
+        watch.take(tuner.fit())
     finally:
         ray.shutdown()
         if watch:
@@ -110,8 +111,14 @@ def _split(arguments):
     return arguments[:at], arguments[at + 1:]
 
 
-def _check(parser, script_options):
-    """Refuse what every script would refuse, and what the sweep itself gives them."""
+def _check(parser, given, script_options):
+    """Refuse what a resumed sweep has, what every script would refuse, and what the sweep itself gives them."""
+    if given.resume:
+        changed = [option for option in ('seeds', 'checkpoint_every', 'data_dir')
+                   if getattr(given, option) != parser.get_default(option)]
+        if changed or script_options:
+            option = f'--{changed[0].replace("_", "-")}' if changed else '--'
+            parser.error(f'a resumed sweep has its options: leave out {option}')
     given = vars(options.parser(f'{PROGRAM} ... --', None, options.defaults()).parse_args(script_options))
     for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
         if given.get(option):
@@ -124,7 +131,8 @@ def _check(parser, script_options):
 def _connect(given):
     """Join the cluster, or start Ray on this machine. Raises Refused where there is no cluster at that address."""
     os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'      # the records are our log
-    os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'             # Watch.end is the handler
+    os.environ['RAY_AIR_NEW_OUTPUT'] = '0'                      # which prints tables even with verbose=0
+    os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'             # Watch.signals has the handlers
     environment = {'py_modules': [str(scripts.ROOT / 'common')]}
     if given.install:
         environment['pip'] = str(scripts.ROOT / 'requirements.txt')
@@ -150,28 +158,42 @@ class Cluster:
     """
 
     def __init__(self, given):
-        self._nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
-        if len(self._nodes) > 1 and not given.storage:
-            raise Refused(f'this cluster has {len(self._nodes)} machines: give --storage, a folder that all of them '
-                          "see or a bucket's address")
-        most = max(self._nodes, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0)))
+        nodes = self._nodes()
+        self._machines = 'this machine' if len(nodes) == 1 else f'{len(nodes)} machines'
+        if len(nodes) > 1 and not given.storage:
+            raise Refused(f"this cluster has {self._machines}: give --storage, a folder that all of them see or a "
+                          "bucket's address")
+        most = max(nodes, key=lambda node: (node.get('GPU', 0), node.get('CPU', 0)))
         cpus, gpus = int(most.get('CPU', 0)), int(most.get('GPU', 0))
         self.gpus = (1 if gpus else 0) if given.gpus_per_run is None else given.gpus_per_run
         self.cpus = given.cpus_per_run or max(1, cpus * self.gpus // gpus if self.gpus and gpus else cpus)
-        self.at_once = sum(map(self._fitting, self._nodes))
+        self.at_once = self.room()
         if not self.at_once:
-            share = f'{self.cpus} CPUs' + (f' and {self.gpus} GPUs' if self.gpus else '')
-            raise Refused(f'no machine has {share} for a run: the largest has {cpus} CPUs and {gpus} GPUs')
+            raise Refused(f'no machine has {self.share()} for a run: the largest has {_share(cpus, gpus)}')
 
-    def _fitting(self, node):
-        """How many runs fit on a node at once."""
-        fitting = int(node.get('CPU', 0)) // self.cpus
-        return min(fitting, int(node.get('GPU', 0)) // self.gpus) if self.gpus else fitting
+    @staticmethod
+    def _nodes():
+        return [node['Resources'] for node in ray.nodes() if node['Alive']]
+
+    def room(self):
+        """How many runs fit at once on the machines that there are now."""
+        fitting = 0
+        for node in self._nodes():
+            on_node = int(node.get('CPU', 0)) // self.cpus
+            fitting += min(on_node, int(node.get('GPU', 0)) // self.gpus) if self.gpus else on_node
+        return fitting
+
+    def share(self):
+        """What a run takes of a machine, in words."""
+        return _share(self.cpus, self.gpus)
 
     def __str__(self):
-        machines = 'this machine' if len(self._nodes) == 1 else f'{len(self._nodes)} machines'
-        gpus = f' and {self.gpus} GPU{"s" * (self.gpus != 1)}' if self.gpus else ''
-        return f'{self.at_once} at once on {machines}, {self.cpus} CPU{"s" * (self.cpus != 1)}{gpus} each'
+        return f'{self.at_once} at once on {self._machines}, {self.share()} each'
+
+
+def _share(cpus, gpus):
+    words = [counted(cpus, 'CPU')] + [counted(gpus, 'GPU')] * (gpus > 0)
+    return ' and '.join(words)
 
 
 def _runs(given, script_options, cluster, watch):
@@ -193,13 +215,22 @@ def _runs(given, script_options, cluster, watch):
             for script, text in texts.items() for seed in dict.fromkeys(given.seeds)], unreadable
 
 
-def _tuner(given, runs, cluster, watch):
+def _storage(given):
+    """Where checkpoints go: a folder's absolute path or a bucket's address. Raises Refused where it is neither."""
+    if '://' not in (given.storage or ''):
+        return str(Path(given.storage or given.results_dir / '.sweeps').absolute())
+    try:
+        pyarrow.fs.FileSystem.from_uri(given.storage)
+    except ValueError as error:
+        raise Refused(f'--storage {given.storage} is no address that pyarrow knows: {error}') from None
+    return given.storage.rstrip('/')
+
+
+def _tuner(given, runs, cluster, watch, storage):
     """The tune.Tuner of these runs, or of the sweep that is resumed."""
     trainable = tune.with_resources(trial.train, {'cpu': cluster.cpus, 'gpu': cluster.gpus})
-    storage = given.storage or str(given.results_dir / '.sweeps')
-    storage = storage if '://' in storage else str(Path(storage).absolute())
     if given.resume:
-        path = f'{storage.rstrip("/")}/{given.resume}'
+        path = f'{storage}/{given.resume}'
         if not tune.Tuner.can_restore(path):
             raise Refused(f'there is no sweep {given.resume} in {storage}')
         return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)
@@ -215,15 +246,13 @@ def _tuner(given, runs, cluster, watch):
 
 def _conclude(given, watch, unreadable):
     """Say how the sweep ended. Returns the exit status."""
-    if not watch.names and not watch.signals.received:
-        say(f'{watch.sweep} is complete')
     paths = [given.results_dir / f'{each}.csv' for each in watch.names]
     if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
         print(compare.overview(runs), flush=True)
     if watch.signals.received:
         words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
-        for option in 'address', 'storage', 'data_dir', 'results_dir', 'cpus_per_run', 'gpus_per_run':
-            if getattr(given, option) not in (None, DATA_DIR, RESULTS_DIR):
+        for option in 'address', 'storage', 'results_dir', 'cpus_per_run', 'gpus_per_run':
+            if getattr(given, option) not in (None, RESULTS_DIR):
                 words += [f'--{option.replace("_", "-")}', getattr(given, option)]
         words += ['--install'] if given.install else []
         say(f'interrupted. Go on with: {shlex.join(map(str, words))}')

@@ -119,6 +119,11 @@ class Pace:
         return (now - self._start) / (self.done - 1) * (self._total - self.done)
 
 
+def counted(number, thing):
+    """'1 epoch', '2 epochs'."""
+    return f'{number} {thing}' + ('' if number == 1 else 's')
+
+
 def duration(seconds):
     """A time in words, for a person."""
     minutes = round(seconds / 60)

@@ -1,4 +1,5 @@
 """What happens where a sweep was started, while its runs go on elsewhere: their lines, their records, their end."""
+import json
 import os
 import signal
 import statistics
@@ -7,7 +8,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common.records import Files, Refused, checkpoint_folder
+from common.records import Files, Refused, checkpoint_folder, read_record
 from common.terminal import ENDING, Signals, duration
 from common.trial import Ending
 
@@ -22,19 +23,19 @@ def run_name(trial):
 class Watch(tune.Callback):
     """What happens here while the runs go on: their lines, their records, and their end by a signal.
 
-    results_dir: where the records arrive. sweep: its name. at_once: how many runs go at once. say: called with each
-    line of ours.
+    results_dir: where the records arrive. sweep: its name. cluster: the sweep.Cluster. say: called with each line of
+    ours.
     Attributes: sweep; names, of the runs; failed and unfetched, {name: why}; signals, which it takes over until it is
     closed.
     """
 
     latest = None       # the one of this process
 
-    def __init__(self, results_dir, sweep, at_once, say):
+    def __init__(self, results_dir, sweep, cluster, say):
         self.names, self.failed, self.unfetched = [], {}, {}
-        self._results_dir, self.sweep, self._at_once, self._say = results_dir, sweep, at_once, say
+        self._results_dir, self.sweep, self._cluster, self._say = results_dir, sweep, cluster, say
         self._files, self._figures, self._ended = {}, {}, set()
-        self._actor, self._total = None, 0
+        self._actor, self._total, self._waiting = None, 0, False
         # SIGUSR1 is Tune's: see on_step_begin.
         self.signals = Signals(say, 'ending each run after its iteration; a second signal ends them at once',
                                [number for number in ENDING if number != signal.SIGUSR1])
@@ -72,6 +73,10 @@ class Watch(tune.Callback):
             if name not in self._files:     # the sweep is resumed
                 trial.max_failures = LOSSES + trial.run_metadata.num_failures
                 self._reopen(name, trial.checkpoint)
+        waited = self._waiting
+        self._waiting = all(trial.status != trial.RUNNING for trial in trials) and not self._cluster.room()
+        if self._waiting and not waited:
+            self._say(f'no machine is left that has {self._cluster.share()}: waiting for one')
         if self.signals.received:
             self._actor.ask.remote()
             if all(trial.trial_id in self._ended for trial in trials if trial.status == trial.RUNNING):
@@ -80,15 +85,20 @@ class Watch(tune.Callback):
     def _reopen(self, name, checkpoint):
         """Take the files of a resumed sweep's run. Raises Refused where another run has its name by now."""
         csv = self._results_dir / f'{name}.csv'
-        taken = Refused(f'{csv} is of another run by now: move its files away, then resume')
-        if csv.exists():
-            if checkpoint is None and (csv.stat().st_size or csv.with_suffix('.json').exists()):
-                raise taken
+        if csv.exists() and _same_run(csv, checkpoint):
             self._files[name] = Files.reopen(self._results_dir, name)
-        elif self.claim(name) != name:
-            raise taken
+        elif csv.exists() or self.claim(name) != name:
+            raise Refused(f'{csv} is of another run by now: move its files away, then resume')
         if checkpoint:
             self._fetch(name, checkpoint)
+
+    def take(self, results):
+        """Take the records of a sweep that was complete when it was resumed. results: what Tuner.fit returned."""
+        for result in results:
+            name = result.config['run']['name']
+            if name not in self.names:
+                self.names.append(name)
+                self._reopen(name, result.checkpoint)
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         """Tell how far a run is."""
@@ -110,7 +120,7 @@ class Watch(tune.Callback):
         told = self._figures.values()
         seconds, epochs = (statistics.mean(figures[key] for figures in told) for key in ('seconds', 'epochs'))
         done = sum(figures['epoch'] for figures in told)
-        return (self._total * epochs - done) * seconds / min(self._at_once, self._total)
+        return (self._total * epochs - done) * seconds / min(self._cluster.at_once, self._total)
 
     def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
         """A run's folder is in the storage."""
@@ -122,10 +132,9 @@ class Watch(tune.Callback):
         self.unfetched.pop(name, None)
         try:
             for path in files.csv, files.json, files.log, files.png:
-                there = f'{checkpoint.path}/{path.name}'
-                if checkpoint.filesystem.get_file_info(there).is_file:
-                    with checkpoint.filesystem.open_input_stream(there) as stream:
-                        files.replace(path, stream.read())
+                content = _stored(checkpoint, path.name)
+                if content is not None:
+                    files.replace(path, content)
         except OSError as error:
             self.unfetched[name] = f'its record cannot be fetched from {checkpoint.path}: {error}'
             self._say(f'{name}: {self.unfetched[name]}')
@@ -147,6 +156,23 @@ class Watch(tune.Callback):
             if not (files.json.exists() or self.signals.received or files.csv.exists() and files.csv.stat().st_size):
                 files.remove()
             files.close()
+
+
+def _stored(checkpoint, name):
+    """A file of a run's folder in the storage: bytes, or None where it has none. Raises OSError."""
+    path = f'{checkpoint.path}/{name}'
+    if not checkpoint.filesystem.get_file_info(path).is_file:
+        return None
+    with checkpoint.filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def _same_run(csv, checkpoint):
+    """Whether what is here is of the run in the storage. checkpoint: None where nothing is there yet."""
+    record = csv.with_suffix('.json')
+    if checkpoint is None:
+        return not record.exists() and csv.stat().st_size == 0
+    return not record.exists() or read_record(record)['start'] == json.loads(_stored(checkpoint, record.name))['start']
 
 
 def _latest():

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, last_line, read_json
+from conftest import ROOT, SMALL, last_line, read_json, snapshot
 from test_kill import change
 
-from common.records import read_rows
+from common.records import REFERENCE, Refused, read_rows
 
 cluster_utils = pytest.importorskip('ray.cluster_utils')
 ENV = {'PYTHONPATH': str(ROOT), 'RAY_USAGE_STATS_ENABLED': '0'}
@@ -69,27 +69,28 @@ def processes(name):
 
 @pytest.mark.slow
 def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
-    """A script that fails, one that cannot be read and a name that is taken stop no other run."""
-    for script in 'alexnet2', 'alexnet4':
+    """A script that fails, one that cannot be read, runs that diverge and a name that is taken stop no other run."""
+    for script in 'alexnet1', 'alexnet4':
         narrow(script)
     (tmp_path / 'broken.py').write_text('import common\nraise ValueError("its own mistake")\n')
     results = tmp_path / 'results'
     results.mkdir()
     (results / 'alexnet4-seed1.csv').write_text('mine')
-    process = sweep('alexnet2.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1, '--', '--epochs', 2,
+    process = sweep('alexnet1.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1, '--', '--epochs', 2,
                     *OPTIONS)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1, stderr
     assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in stderr
     assert 'broken-seed0: failed: ValueError: its own mistake' in stderr and 'lost' not in stderr, 'not tried again'
     assert re.search('nowhere.py cannot be read: .*No such file.*\n.*broken-seed0: .*\n.*broken-seed1: .*\n$', stderr)
-    for script, seed, name in (('alexnet2', 0, 'alexnet2-seed0'), ('alexnet2', 1, 'alexnet2-seed1'),
+    for script, seed, name in (('alexnet1', 0, 'alexnet1-seed0'), ('alexnet1', 1, 'alexnet1-seed1'),
                                ('alexnet4', 0, 'alexnet4-seed0'), ('alexnet4', 1, 'alexnet4-seed1-2')):
         assert run(tmp_path / f'{script}.py', '--epochs', 2, *OPTIONS, '--seed', seed, '--name', name,
                    '--results-dir', 'plain', compiled=True)[0] == 0
         assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes(), name
         record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
         assert record['status'] == 'complete' and record.keys() == plain.keys()
+        assert (record['divergence'] or {}).get('cause') == ('loss formula' if script == 'alexnet1' else None)
         assert re.search(rf'^{name} .* complete', stdout, re.M)
     assert (results / 'alexnet4-seed1.csv').read_text() == 'mine'
     assert not list(results.glob('broken*'))
@@ -142,11 +143,19 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
         assert record['status'] == 'complete' and len(record['resumed']) >= 1 and len(record['epochs']) == 14
         assert any(start['iteration'] for start in record['resumed']), 'the iterations before Ctrl-C are not lost'
 
+    kept = snapshot(results)
+    for path in results.glob('alexnet4*'):
+        path.unlink()
+    stdout, stderr = sweep(*resume).communicate(timeout=60)
+    assert snapshot(results) == kept and stdout.count(' complete') == 2, 'a complete sweep brings its records back'
+
 
 @pytest.fixture
 def watch(tmp_path):
     from common.watch import Watch
-    watch = Watch(tmp_path, 'sweep-1', 1, lambda line: None)
+    said, cluster = [], SimpleNamespace(at_once=1, room=lambda: 1, share=lambda: '2 CPUs')
+    watch = Watch(tmp_path, 'sweep-1', cluster, said.append)
+    watch.said, watch.cluster = said, cluster
     yield watch
     watch.close()
 
@@ -156,10 +165,18 @@ def resumed_trial(name, checkpoint=None):
                            RUNNING='RUNNING', run_metadata=SimpleNamespace(num_failures=1), trial_id=name)
 
 
+def stored(folder, **files):
+    """The checkpoint of a run in the storage, with these files."""
+    from pyarrow.fs import LocalFileSystem
+    folder.mkdir()
+    for kind, text in files.items():
+        (folder / f'run.{kind}').write_text(text)
+    return SimpleNamespace(path=str(folder), filesystem=LocalFileSystem())
+
+
 @pytest.mark.parametrize('taken', ['run.csv', 'run.json', 'run.png', '.checkpoints/run'])
 def test_a_name_that_another_run_took_meanwhile(taken, watch, tmp_path):
     """While a sweep waits to be resumed, its run has left nothing here yet."""
-    from common.records import Refused
     path = tmp_path / taken
     path.parent.mkdir(exist_ok=True)
     path.write_text('mine')
@@ -172,15 +189,36 @@ def test_a_name_that_another_run_took_meanwhile(taken, watch, tmp_path):
     assert path.read_text() == 'mine' and not list(tmp_path.glob('run-2*'))
 
 
+@pytest.mark.parametrize('same', [True, False])
+def test_a_name_that_another_run_took_after_the_record_was_moved_away(same, watch, tmp_path):
+    there = (REFERENCE / 'alexnet6.json').read_text()
+    here = there if same else there.replace('"start": "', '"start": "0')
+    checkpoint = stored(tmp_path / 'storage', csv='1.0,0.5\n', json=there)
+    (tmp_path / 'run.json').write_text(here)
+    (tmp_path / 'run.csv').write_text('3.0,0.1\n')
+    if same:
+        watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
+        assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n'
+    else:
+        with pytest.raises(Refused, match='run.csv is of another run by now: move its files away'):
+            watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
+        assert (tmp_path / 'run.csv').read_text() == '3.0,0.1\n' and (tmp_path / 'run.json').read_text() == here
+
+
+def test_it_says_once_that_no_machine_is_left(watch):
+    trial = resumed_trial('run')
+    for room in 1, 0, 0, 1, 0:
+        watch.cluster.room = lambda room=room: room
+        watch.on_step_begin(0, [trial])
+    trial.status = trial.RUNNING
+    watch.on_step_begin(0, [trial])
+    assert watch.said == ['no machine is left that has 2 CPUs: waiting for one'] * 2
+
+
 def test_a_resumed_sweep_fetches_what_it_missed(watch, tmp_path):
     """And says so where it cannot."""
-    from pyarrow.fs import LocalFileSystem
-    there = tmp_path / 'storage'
-    there.mkdir()
-    (there / 'run.csv').write_text('1.0,0.5\n')
-    (there / 'run.json').write_text('{}')
     (tmp_path / 'run.csv').write_text('3.0,0.1\n4.0,0.1\n')
-    checkpoint = SimpleNamespace(path=str(there), filesystem=LocalFileSystem())
+    checkpoint = stored(tmp_path / 'storage', csv='1.0,0.5\n', json='{}')
     watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
     assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n' and (tmp_path / 'run.json').read_text() == '{}'
     assert not watch.unfetched
@@ -193,7 +231,7 @@ def test_a_resumed_sweep_fetches_what_it_missed(watch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('arguments, message', [
     (['--storage', ''], 'this cluster has 2 machines: give --storage, a folder that all of them see or a bucket.*'),
-    (['--cpus-per-run', 999], r'no machine has 999 CPUs for a run: the largest has \d+ CPUs and 0 GPUs'),
+    (['--cpus-per-run', 999], r'no machine has 999 CPUs for a run: the largest has \d+ CPUs'),
     (['--resume', 'sweep-1'], 'there is no sweep sweep-1 in .*/storage'),
 ])
 def test_what_it_refuses_on_a_cluster(arguments, message, sweep, tmp_path):
@@ -204,10 +242,17 @@ def test_what_it_refuses_on_a_cluster(arguments, message, sweep, tmp_path):
     assert not list(tmp_path.glob('results/*.csv'))
 
 
+def test_a_storage_that_no_one_knows(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['sweep', str(ROOT / 'alexnet4.py'), '--storage', 'nowhere://bucket'])
+    with pytest.raises(SystemExit, match='--storage nowhere://bucket is no address that pyarrow knows: '):
+        runpy.run_module('common.sweep', run_name='__main__')
+
+
 @pytest.mark.parametrize('arguments, status, message', [
     ([], 2, 'error: give scripts, or --resume SWEEP'),
     (['alexnet4.py', '--resume', 'sweep-1'], 2, 'error: give scripts, or --resume SWEEP'),
     (['--resume', 'sweep-1', '--', '--epochs', '3'], 2, 'error: a resumed sweep has its options: leave out --'),
+    (['--resume', 'sweep-1', '--seeds', '1', '2'], 2, 'error: a resumed sweep has its options: leave out --seeds'),
     (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
     (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name is no option of a sweep'),
     (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
