@@ -77,7 +77,10 @@ def probe_script(given, program):
 def probe_run(given, program):
     """Print what test images show of a run's network, before it trained and at its newest checkpoint: its own script,
     as its record has it. Returns what `look` saw at the checkpoint, and the loss method."""
-    record = read_record(given.results_dir / f'{given.what}.json')
+    path = given.results_dir / f'{given.what}.json'
+    if not path.exists():
+        raise Refused(f'there is no run {given.what} in {options.shown(given.results_dir)}; a script ends in .py')
+    record = read_record(path)
     chosen = record['options']
     checkpoints = Checkpoints(given.results_dir, given.what, batches(chosen))
     if checkpoints.step is None:

@@ -245,7 +245,8 @@ def test_a_run_at_its_checkpoint(script, command, narrow, run, tmp_path):
 
 
 @pytest.mark.parametrize('given, message', [
-    (['nosuch.py'], 'there is no script nosuch.py'), (['nosuch'], 'the record results/nosuch.json is missing'),
+    (['nosuch.py'], 'there is no script nosuch.py'),
+    (['nosuch'], 'there is no run nosuch in results; a script ends in .py'),
     (['empty.py'], 'empty.py has no build_graph')])
 def test_what_is_refused(given, message, command, tmp_path):
     (tmp_path / 'empty.py').write_text('')
