@@ -169,7 +169,7 @@ class Cluster:
         self.cpus = given.cpus_per_run or max(1, cpus * self.gpus // gpus if self.gpus and gpus else cpus)
         self.at_once = self.room()
         if not self.at_once:
-            raise Refused(f'no machine has {self.share()} for a run: the largest has {_share(cpus, gpus)}')
+            raise Refused(f'no machine has {self.share()} for a run: the largest has {cpus} CPUs and {gpus} GPUs')
 
     @staticmethod
     def _nodes():
@@ -185,15 +185,10 @@ class Cluster:
 
     def share(self):
         """What a run takes of a machine, in words."""
-        return _share(self.cpus, self.gpus)
+        return ' and '.join([counted(self.cpus, 'CPU')] + [counted(self.gpus, 'GPU')] * (self.gpus > 0))
 
     def __str__(self):
         return f'{self.at_once} at once on {self._machines}, {self.share()} each'
-
-
-def _share(cpus, gpus):
-    words = [counted(cpus, 'CPU')] + [counted(gpus, 'GPU')] * (gpus > 0)
-    return ' and '.join(words)
 
 
 def _runs(given, script_options, cluster, watch):

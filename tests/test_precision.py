@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from common import machine, ops
+from common import ops
 from common.run import Run
 
 import tensorflow.compat.v1 as tf  # isort: skip
@@ -68,8 +68,7 @@ def test_a_tensorflow_without_xla(narrow, run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_memory_of_a_whole_run(start):
     """Batch 200, 1000 test images, and the checkpoint: 6.3 GiB where the images are evaluated at once; 2.6 to 3.1
-    were seen, the most in bfloat16. Where that has no instructions, it takes minutes."""
-    precision = 'bfloat16' if machine.native_bfloat16() else 'float32'
+    were seen, the most in bfloat16."""
     prelude = """
 from common.run import Run
 done = Run.epoch_done
@@ -80,7 +79,7 @@ def epoch_done(*arguments):
 Run.epoch_done = epoch_done
 """
     process = start('alexnet2', '--epochs', 1, '--train-images', 400, '--log-every', 2,
-                    '--precision', precision, prelude=prelude)
+                    '--precision', 'bfloat16', prelude=prelude)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     assert 1 < int(stdout.split()[-1]) / 2**20 < 3.5

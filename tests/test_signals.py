@@ -52,10 +52,10 @@ def in_words(epochs, iterations):
 
 
 def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_path, monkeypatch):
-    """Experiment 6. After each signal, the next start goes on with the next iteration. SIGHUP is tried below."""
+    """Experiment 6. After each signal, the next start goes on with the next iteration."""
     script, resume = narrow('alexnet6'), ['--epochs', 3, *OPTIONS, '--name', 'parts', '--log-every', 3]
     for number, until in ((signal.SIGINT, 'step 0, iteration 0'), (signal.SIGTERM, 'step 1, iteration 0'),
-                          (signal.SIGUSR1, 'step 1, iteration 3')):
+                          (signal.SIGHUP, 'step 1, iteration 3'), (signal.SIGUSR1, 'step 2, iteration 0')):
         process = start(script, *resume, prelude=WATCH)
         wait_for(process, until)
         process.send_signal(number)
@@ -76,13 +76,13 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
         patch.setattr(Run, 'step', Run.step)
         exec(WATCH, {})
         status, stdout, stderr = run(script, *resume)
-        assert status == 0 and f'parts goes on with epoch 2, iteration {iterations}, of 3' in stderr, stderr
+        assert status == 0 and f'parts goes on with epoch 3, iteration {iterations}, of 3' in stderr, stderr
         assert run(script, '--epochs', 3, *OPTIONS, '--name', 'whole')[0] == 0
     record = is_whole(tmp_path / 'results', 'parts', 3, batches=6)
-    assert [again['first_epoch'] for again in record['resumed']] == [1, 2, 2]
+    assert [again['first_epoch'] for again in record['resumed']] == [1, 2, 2, 3]
     whole, parts = seen(tmp_path, 'whole'), seen(tmp_path, 'parts')
     assert [line['batch'] for line in parts] == [line['batch'] for line in whole] and len(whole) == 18
-    assert len({line['seed'] for line in parts}) == 4, 'other masks after each start'
+    assert len({line['seed'] for line in parts}) == 5, 'other masks after each start'
     status, _, stderr = run(script, '--resume', 'parts', '--epochs', 4)
     assert status == 0, stderr
     is_whole(tmp_path / 'results', 'parts', 4, batches=6)
