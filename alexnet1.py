@@ -1,6 +1,6 @@
 """Experiment 1: AlexNet on MNIST, as first tried.
 
-Weights are drawn from a normal distribution of deviation 1, cut off at 2 (which leaves 0.88); biases are 0.1.
+Weights are drawn from a normal distribution with stddev 1, cut off at 2 (which leaves 0.88); biases are 0.1.
 
 The article's figures                                       Recorded here (results/reference/alexnet1.csv)
 epoch 1, loss nan, testing accuracy 0.08500000089406967     loss nan, testing accuracy 0.08500000089406967
@@ -147,7 +147,7 @@ def build_graph(loss_method='manual'):
 
 def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
-    test images after each epoch, each by a run of its own."""
+    test images after each epoch, each by a `sess.run` of its own."""
     with Run(__file__, training_epoch, batch_size) as run, tf.Graph().as_default():
         tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)

@@ -1,6 +1,6 @@
 """Experiment 2: smaller initial weights.
 
-Differs from alexnet1.py: weights are drawn with deviation 0.01, biases around 0.005 with deviation 0.1.
+Differs from alexnet1.py: weights are drawn with stddev 0.01, biases with mean 0.005 and stddev 0.1.
 
 The article's figures                                       Recorded here (results/reference/alexnet2.csv)
 epoch 1, loss 2299.4792, testing accuracy 0.122             loss 2300.858642578125, testing accuracy 0.12700000405311584
@@ -152,7 +152,7 @@ def build_graph(loss_method='manual'):
 
 def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
-    test images after each epoch, each by a run of its own."""
+    test images after each epoch, each by a `sess.run` of its own."""
     with Run(__file__, training_epoch, batch_size) as run, tf.Graph().as_default():
         tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)

@@ -1,6 +1,6 @@
 """Experiment 3: lower the learning rate part-way.
 
-Differs from alexnet2.py: the learning rate is a placeholder, divided by 10 at steps 30, 50 and 70.
+Differs from alexnet2.py: the learning rate is a placeholder, divided by 10 after 30, 50 and 70 epochs.
 
 The article's figures                                       Recorded here (results/reference/alexnet3.csv)
 epoch 1, loss 2300.436, testing accuracy 0.117              loss 2301.36865234375, testing accuracy 0.11999999731779099
@@ -147,7 +147,7 @@ def build_graph(loss_method='manual'):
 
 def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
-    test images after each epoch, each by a run of its own."""
+    test images after each epoch, each by a `sess.run` of its own."""
     with Run(__file__, training_epoch, batch_size) as run, tf.Graph().as_default():
         tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)

@@ -173,8 +173,8 @@ def build_graph(loss_method='manual'):
 
 def main():
     """Train as the article does: accuracy on the batch after each step, loss and accuracy on the
-    test images after each epoch, each by a run of its own."""
-    # All test images in one run: each is normalized with the others.
+    test images after each epoch, each by a `sess.run` of its own."""
+    # All test images in one batch: each is normalized with the others.
     with Run(__file__, training_epoch, batch_size, test_at_once=True) as run, tf.Graph().as_default():
         tf.set_random_seed(run.graph_seed)
         g = build_graph(run.loss_method)

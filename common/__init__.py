@@ -9,7 +9,7 @@ What a script uses:
     records         CSV, JSON and log of a run, each written whole
     evaluation      loss and accuracy on the test images
     divergence      why a training loss is not finite
-    propagation     the signal: what of a layer's output differs from image to image
+    propagation     the signal: the part of a layer's output that differs between images
     forecast        when a plateau will end, foretold from the signal
     mnist           MNIST: found or fetched, verified, served in batches
     download        where MNIST's files come from

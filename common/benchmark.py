@@ -183,7 +183,7 @@ def work(given):
 
 
 def report(**figures):
-    """Wait until it is this process's turn, then write the figures of what was done in the last one."""
+    """Write the figures of what was done, then wait until it is this process's turn again."""
     print(json.dumps(figures), flush=True)
     if not sys.stdin.readline():
         os._exit(1)         # the benchmark has ended

@@ -81,8 +81,8 @@ class Checkpoints:
 def check_folder(results_dir):
     """Raise Refused where TensorFlow would lose the checkpoints in a folder of results."""
     if re.search(r'[*?\[\\\udc80-\udcff]', str(results_dir)):
-        raise Refused(f'TensorFlow can keep no checkpoints below {results_dir}: it takes * ? [ \\ for wildcards, and '
-                      'only UTF-8 for a path. Give another --results-dir')
+        raise Refused(f'TensorFlow cannot keep checkpoints below {results_dir}: it reads * ? [ \\ as wildcards, and '
+                      'needs a path in UTF-8. Give another --results-dir')
 
 
 @contextlib.contextmanager

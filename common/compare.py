@@ -20,12 +20,12 @@ from common.scripts import ROOT
 def main():
     """Print what the command line asks for. Status 1, with one line on stderr, where a run cannot be read."""
     parser = argparse.ArgumentParser(prog='python -m common.compare', allow_abbrev=False, description=(
-        'Runs side by side, with each other and with the article: a table, two figures and, for two runs, the '
-        'difference between their scripts.'))
+        'Runs side by side, with each other and with the article: a table, figures and, for two runs, the difference '
+        'between their scripts.'))
     parser.add_argument('runs', nargs='*', metavar='RUN', help="a run's name, a CSV or a folder of them "
                         '(default: all in the results folder and in results/reference)')
     parser.add_argument('--verdicts', action='store_true',
-                        help="judge the article's five conclusions by these runs")
+                        help="judge the article's conclusions by these runs")
     parser.add_argument('--markdown', action='store_true', help='print tables for pasting')
     parser.add_argument('--results-dir', type=options.folder, default=ROOT / 'results', metavar='DIR',
                         help='folder of the runs and for the figures (default: results)')
@@ -90,7 +90,7 @@ def forecasts(runs, markdown=False):
                                          run.options['loss'])
             if told:
                 rows.append([run.name, end or 'not yet', ', '.join(f'{epoch}: {when}' for epoch, when in told.items())])
-    header = ['run', 'its plateau ended in epoch', 'foretold after epoch: for epoch']
+    header = ['run', 'its plateau ended in epoch', 'foretold (after epoch: it ends in epoch)']
     return grid(header, rows, markdown) if rows else None
 
 

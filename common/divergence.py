@@ -14,7 +14,7 @@ def largest_logit_gap(output):
 
 def largest_weight():
     """The largest absolute value of the default graph's trainable variables, a float."""
-    # One variable at a time, for that of fc1 alone takes 150 MB.
+    # One variable at a time, because that of fc1 alone takes 150 MB.
     sess = tf.get_default_session()
     return float(np.max([(weights.max(), -weights.min()) for weights in map(sess.run, tf.trainable_variables())]))
 

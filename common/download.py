@@ -85,4 +85,4 @@ def store(path, content):
     except OSError as error:
         if temporary:
             temporary.unlink(missing_ok=True)
-        say(f'{path} cannot be kept ({error.strerror}): it is used all the same')
+        say(f'{path} cannot be written ({error.strerror}): this run uses the file without keeping it')

@@ -58,13 +58,12 @@ def combination(g, figure):
 def check(g):
     """Raise Refused where the script's loss or accuracy cannot be evaluated.
 
-    They are single numbers, and need no placeholder but X, y and those in the script's `evaluation_feed`.
+    They must be scalars, and need no placeholder but X, y and those in the script's `evaluation_feed`.
     """
     for name in 'loss', 'accuracy':
         shape = getattr(g, name).shape
         if shape.rank != 0:
-            raise Refused(f'{name} is no single number, its shape is {shape}: take a sum or a mean, e.g. '
-                          'tf.reduce_sum')
+            raise Refused(f'{name} is not a scalar, its shape is {shape}: take a sum or a mean, e.g. tf.reduce_sum')
     fed = feed(g, None, None)
     seen, waiting = set(), [g.loss.op, g.accuracy.op]
     while waiting:

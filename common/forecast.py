@@ -42,12 +42,12 @@ def signals_at_fc1(record):
 
 
 def in_words(record, loss):
-    """What to tell a user after an epoch with this test loss, or None."""
+    """What to tell a user after an epoch with this test loss, or None. An end after the last epoch is not told."""
     chosen, when = record['options'], foretold(signals_at_fc1(record))
-    if when is None or not is_guessing(loss, chosen['test_images'], chosen['loss']):
+    if when is None or when >= chosen['epochs'] or not is_guessing(loss, chosen['test_images'], chosen['loss']):
         return None
-    return ('the loss is still that of a network that guesses, but the signal grows. By its last '
-            f'{LEAST} values the plateau ends in epoch {int(when) + 1}')
+    return ('the loss is still that of a network that guesses, but the signal grows. From its last '
+            f'{LEAST} values, the plateau should end in epoch {int(when) + 1}')
 
 
 def history(signals, losses, images, loss_method):

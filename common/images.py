@@ -1,6 +1,6 @@
 """Upscaling: MNIST's 28x28 digits to the 227x227 that AlexNet takes."""
 import concurrent.futures
-
+import sys
 import numpy as np
 
 try:
@@ -15,10 +15,11 @@ def image_shape_scale(batch_xs):
     Raises ImportError, naming the package to install, where cv2 cannot be imported.
     """
     if cv2 is None:
+        python = sys.executable
         raise ImportError(
-            f'cv2 cannot be imported ({cv2_error}): install the libraries it wants (on Debian and Ubuntu: '
-            'apt install libgl1 libglib2.0-0), or use the cv2 that wants none: '
-            'pip uninstall -y opencv-python; pip install opencv-python-headless')
+            f'cv2 cannot be imported ({cv2_error}): install the libraries it needs (on Debian and Ubuntu: '
+            'apt install libgl1 libglib2.0-0), or use the cv2 that needs none: '
+            f'{python} -m pip uninstall -y opencv-python; {python} -m pip install opencv-python-headless')
     images = np.reshape(batch_xs, [batch_xs.shape[0], 28, 28])
     scaled = np.empty([len(images), 227, 227, 1], np.float32)
     for img, out in zip(images, scaled, strict=True):

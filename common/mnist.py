@@ -169,7 +169,7 @@ def _candidates(folder, name):
 
 
 def _unzipped(content):
-    """Judged by its first bytes, for some tools unpack a .gz and keep its name. An IDX file begins with two zeros."""
+    """The raw bytes of a file. Its first two tell a .gz: some tools unpack one and keep its name."""
     return gzip.decompress(content) if content.startswith(b'\x1f\x8b') else content
 
 

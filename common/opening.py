@@ -85,10 +85,10 @@ def newest_unfinished(results_dir, script):
             record = records.read_record(path)
             if record['script'] == script.name and record['status'] not in ('complete', 'stopped') and (
                     records.checkpoint_folder(results_dir, path.stem).is_dir()):    # a sweep's run has none here
-                Files.reopen(results_dir, path.stem).close()    # refuses one that is still going
+                Files.reopen(results_dir, path.stem).close()    # refuses one that is still running
                 found.append((record['start'], path.stem))
     if not found:
-        raise Refused(f'there is no unfinished run of {script.name} in {results_dir} that is not still going. '
+        raise Refused(f'there is no unfinished run of {script.name} in {results_dir}, or it is still running. '
                       'Extend a complete one by its name: --resume NAME --epochs N')
     return max(found)[1]
 
@@ -142,7 +142,7 @@ def announcement(state, asked_name, precision):
     what += (f' of {counted(state.batches, "iteration")}, {chosen["batch_size"]} images each, then '
              f'{counted(chosen["test_images"], "test image")}')
     if epochs == chosen['epochs']:      # it was killed after its last checkpoint
-        what = f'{name} has its {counted(epochs, "epoch")} already and is only ended'
+        what = f'{name} has all its {counted(epochs, "epoch")} already: only its end is recorded'
     lines.append(f'{what}; loss {chosen["loss"]}, {precision}, seed {chosen["seed"]}, {ops.device()}. Results: '
                  f'{options.shown(state.files.csv)}')
     return lines + ops.remarks(chosen['precision'], precision)

@@ -231,7 +231,7 @@ def _fused(function):
 
 
 def _sums(x):
-    """[batch, ..., n] to its sums, [n]: first an image's, as a product, for that XLA runs on all cores; then
-    over the images. Two short sums are also closer than one of 600,000 terms."""
+    """[batch, ..., n] to its sums, [n]: first an image's, as a product, which XLA runs on all cores; then over the
+    images. Two short sums are also closer than one of 600,000 terms."""
     images = tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])
     return tf.reduce_sum(tf.matmul(tf.ones([tf.shape(images)[0], 1, tf.shape(images)[1]]), images), [0, 1])

@@ -40,7 +40,7 @@ def parser(program, description, defaults):
     add_recorded('--batch-size', 'images in a batch', type=between(1, TRAIN_IMAGES), metavar='N')
     add_recorded('--seed', 'for variables, dropout and data order', type=between(0, 2**32 - 1), metavar='S')
     add_recorded('--loss', "manual: the article's method 1, a sum over the batch; builtin: its method 2 as printed, a "
-                 'mean; stable: method 2 summed, the same value as manual, which cannot underflow',
+                 "mean; stable: method 2 summed, which is manual's value without its underflow",
                  choices=['manual', 'builtin', 'stable'])
     add_recorded('--precision', 'bfloat16: convolutions and matrix products in bfloat16, on a CPU that has '
                  'instructions for it', choices=['float32', 'bfloat16'])

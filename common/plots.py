@@ -87,7 +87,7 @@ def run_figure(name, rows, signals=None, figure=None):
 
 @_styled()
 def probe_figure(name, seen, verdict):
-    """What --probe saw, from layer to layer: signal and deviation, zeros, gradients.
+    """What common.probe saw, from layer to layer: signal and deviation, zeros, gradients.
 
     seen: a namespace of layers, each with name, deviation, signal, zeros and gradient, and of masked, the layers that
     were seen before their dropout. verdict: a sentence.

@@ -3,7 +3,7 @@
     python -m common.probe alexnet2.py --seed 1         a script's, before any training
     python -m common.probe alexnet2                     a run's, at its newest checkpoint
 
-The signal is what of a layer's output differs from image to image. It dies where the initial weights are too small,
+The signal is the part of a layer's output that differs between images. It dies where the initial weights are too small,
 and explodes where they are too large. The plain deviation of a layer's output hides the first: biases keep it up, and
 they are the same for all images.
 """
@@ -32,8 +32,8 @@ FACTOR = 20
 def main():
     """Look at the script or the run that the command line names; status 1 with one line on stderr where that fails."""
     parser = argparse.ArgumentParser(prog='python -m common.probe', allow_abbrev=False, description=(
-        "Send one batch through a network, and see how far the signal gets: what of a layer's output differs from "
-        'image to image. Of a script, before any training; of a run, now and before it trained. Prints a table and '
+        "Send one batch through a network, and see how far the signal gets: the part of a layer's output that differs "
+        'between images. Of a script, before any training; of a run, now and before it trained. Prints a table and '
         'draws results/NAME-probe.png.'))
     parser.add_argument('what', metavar='SCRIPT or RUN', help='a script, such as alexnet2.py, or the name of a run')
     parser.add_argument('--seed', type=options.between(0, 2**32 - 1), metavar='S',
@@ -164,7 +164,7 @@ def verdict(seen, loss_method):
     """What look saw, in one sentence."""
     if not np.isfinite(seen.loss):
         cause = describe(explain(loss_method, seen.output, seen.y_output, seen.labels))
-        return f'The next training step will be {seen.loss}. Cause: {cause}.'
+        return f'The next training loss will be {seen.loss}. Cause: {cause}.'
     first = seen.layers[0]
     start, end = first.signal, next(layer.signal for layer in seen.layers if layer.name == 'fc1')
     rises = end > start

@@ -1,4 +1,4 @@
-"""The signal: what of a layer's output differs from image to image.
+"""The signal: the part of a layer's output that differs between images.
 
 It is the deviation across the images, unit by unit, root mean square over the units, before dropout. The plain
 deviation of a layer's output would hide a dying signal: biases keep it up, and they are the same for all images.
@@ -34,7 +34,7 @@ def before_dropout(tensor):
 
 
 def unmasked(g):
-    """Those of `layers` that no dropout mask reaches. A mask differs from image to image, too: it would look like
+    """Those of `layers` that no dropout mask reaches. A mask, too, differs between images: it would look like
     signal."""
     found = {}
     for name, tensor in layers(g).items():

@@ -15,13 +15,14 @@ from common import benchmark, compare, options, recorded, story
 from common.recorded import ARTICLE_BATCHES, REFERENCE, Recorded, article_figures, author_figures, grid
 from common.scripts import ROOT, SCRIPTS
 from common.story import PARENTS, PLATEAU, code, runs
+from common.terminal import counted
 
 EPOCHS = 50             # of the article's runs
 FIGURES = "The article's figures"
 # What changes in each experiment, and what the article saw. {} are figures of the author's record.
 CHANGES = {
-    1: ('the first try: weights of deviation 1, biases 0.1', '`nan` at once, accuracy 0.085'),
-    2: ('weights of deviation 0.01, biases around 0.005 of deviation 0.1',
+    1: ('the first try: weights with stddev 1, biases 0.1', '`nan` at once, accuracy 0.085'),
+    2: ('weights with stddev 0.01, biases with mean 0.005 and stddev 0.1',
         'a plateau of {plateau} epochs, then {best}; `nan` from epoch {nan}'),
     3: ('the learning rate falls to a tenth after 30 epochs', 'a plateau of {plateau} epochs, then {last}; no `nan`'),
     4: ('`tf.get_variable` initializes weights and biases', '{first} after one epoch, {last} after 50'),
@@ -75,7 +76,7 @@ def listed(values):
 
 def block_experiments():
     """What each experiment changes, what the article saw, and what was recorded here."""
-    rows = [[f'`{SCRIPTS[n].name}`', change + (f' (from {PARENTS[n]})' if n in PARENTS else ''), saw_of(n, saw),
+    rows = [[f'`{SCRIPTS[n].name}`', change + (f' (vs {PARENTS[n]})' if n in PARENTS else ''), saw_of(n, saw),
              '; '.join(filter(None, (recorded_of(n, loss) for loss in ('manual', 'stable'))))]
             for n, (change, saw) in CHANGES.items()]
     return grid(['script', 'what changes', 'the article saw', 'recorded here'], rows, True)
@@ -92,25 +93,25 @@ def saw_of(n, saw):
 
 
 def recorded_of(n, loss):
-    """What was recorded of experiment n with a loss method, in words; '' where nothing was."""
+    """What was recorded of experiment n with a loss method, in words: its longest run. '' where nothing was."""
     found = runs(n, loss)
     if not found:
         return ''
     longest = max(found, key=lambda run: len(run.rows))
-    epochs = len(longest.rows)
-    seeds = [run.record['seed'] for run in found]
-    words = [f'{epochs} epoch{"s" * (epochs != 1)}, seed{"s" * (len(seeds) > 1)} {listed(seeds)}']
-    if any(run.over for run in found):
+    words = [f'seed {longest.record["seed"]}: {counted(len(longest.rows), "epoch")}']
+    if longest.over:
         words.append(f'over 0.9 in epoch {longest.over}, best {max(longest.accuracies)!s}')
-    if any(run.diverged for run in found):
+    if longest.diverged:
         words.append(f'`nan` in epoch {longest.diverged}')
-    return (f'with `--loss {loss}`: ' if loss != 'manual' else '') + ', '.join(words)
+    others = [run.record['seed'] for run in found if run is not longest]
+    more = f' (also seed{"s" * (len(others) > 1)} {listed(others)})' if others else ''
+    return (f'with `--loss {loss}`, ' if loss != 'manual' else '') + ', '.join(words) + more
 
 
 def block_training():
     """How the training command ended."""
     lines = [line for line in walkthrough('alexnet6.log').splitlines() if line.startswith('step ')]
-    return 'It ends like this:\n\n' + code('\n'.join(lines[-3:]))
+    return 'It ends like this (`step` is the epoch, from 0):\n\n' + code('\n'.join(lines[-3:]))
 
 
 def block_edit():

@@ -231,8 +231,8 @@ def grid(header, rows, markdown=False):
     cells = [[str(cell).replace('|', r'\|') if markdown else str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if markdown:
-        cells.insert(1, ['---'] * len(header))
-        return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
+        head, *body = (f'| {" | ".join(row)} |' for row in cells)
+        return '\n'.join([head, '|' + '---|' * len(header), *body])
     return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                      for row in cells)
 

@@ -173,7 +173,7 @@ def _lock(file, name):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Refused(f'{name} is still going') from None
+        raise Refused(f'{name} is still running') from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise

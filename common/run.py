@@ -128,7 +128,7 @@ class Run:
                 raise
 
     def epochs(self):
-        """Yield the steps i, 0-based, as the article counts epochs; a resumed run's from its checkpoint on."""
+        """Yield the epochs i, from 0, as the article counts its "steps"; a resumed run's from its checkpoint on."""
         self._epoch_start = time.monotonic()
         if self._state.resumed:
             self._restore()
@@ -141,7 +141,7 @@ class Run:
             self._epoch, self._epoch_start = {'largest_logit_gap': None}, time.monotonic()
 
     def batches(self, i):
-        """Yield (iteration, batch_xs, batch_ys) for step i: [batch_size, 227, 227, 1] float32 images in 0..1 and
+        """Yield (iteration, batch_xs, batch_ys) of epoch i: [batch_size, 227, 227, 1] float32 images in 0..1 and
         [batch_size, 10] float64 one-hot labels."""
         for iteration in range(self._step - i * self._batches, self._batches):
             yield iteration, *self._feed.next()
@@ -195,9 +195,9 @@ class Run:
         """Record an epoch: first the row of the CSV, then the record, then the checkpoint."""
         largest = largest_weight()
         if not np.isfinite(loss_val) and self.record['divergence'] is None:
-            weights = 'every weight is finite' if np.isfinite(largest) else 'the last step made weights that are not'
-            self.say(f'the test loss of epoch {len(self._state.rows) + 1} is {loss_val}, but no training loss was: '
-                     f'{weights}')
+            weights = 'Every weight is finite' if np.isfinite(largest) else 'After the last step, some weight is not'
+            self.say(f'the test loss of epoch {len(self._state.rows) + 1} is {loss_val}, but every training loss was '
+                     f'finite. {weights}')
             self._epoch['test_loss_alone_not_finite'] = True
         self._epoch['largest_weight'] = largest if np.isfinite(largest) else None
         self._events.add(self._step - 1, **{'test/loss': loss_val, 'test/accuracy': test_accuracy})
@@ -295,5 +295,5 @@ def last_words(error, state, resume_command):
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
         return f'out of memory; {kept}. A smaller --batch-size or --test-images needs less'
     if isinstance(error, OSError):
-        return f'{error}; {kept}' + (f'. Mend that, then go on with: {resume_command}' if any(state.position) else '')
+        return f'{error}; {kept}' + (f'. Fix that, then go on with: {resume_command}' if any(state.position) else '')
     return None

@@ -19,7 +19,7 @@ def source(script):
 
 
 def source_at_start(script):
-    """The text of the script that this process runs, as Python read it, for it may have been edited since.
+    """The text of the script that this process runs, as Python read it: it may have been edited since.
 
     For any other script, its text now.
     """

@@ -50,7 +50,8 @@ class State:
             raise Refused(f'the checkpoint of {self.files.name} is missing from {folder}')
         covered = (self.step - unfinished) // self.batches      # an epoch that waits for its test is not covered
         if covered not in (done - 1, done):
-            raise Refused(f'the checkpoint in {folder} is of epoch {covered}, but {self.files.json} holds {done}')
+            raise Refused(f'the checkpoint in {folder} is of epoch {covered}, but {self.files.json} holds '
+                          f'{counted(done, "epoch")}')
         return covered
 
     def _unfinished(self):

@@ -92,8 +92,8 @@ def block_signals():
         found.setdefault(int(n), {})[seed] = signals['fc1'] / signals['conv1']
     seeds = sorted({seed for each in found.values() for seed in each})
     return grid(['experiment: from conv1 to fc1 the signal', *(f'seed {seed}' for seed in seeds)], [
-        [n, *(f'falls {1 / each[seed]:.3g} times' if each[seed] < 1 else f'rises {each[seed]:.3g} times'
-              for seed in seeds)] for n, each in found.items()], True)
+        [n, *(f'falls by a factor of {1 / each[seed]:.3g}' if each[seed] < 1 else
+              f'rises by a factor of {each[seed]:.3g}' for seed in seeds)] for n, each in found.items()], True)
 
 
 def fast_runs():

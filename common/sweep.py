@@ -44,7 +44,7 @@ def main():
         parser.error('give scripts, or --resume SWEEP')
     _check(parser, given, script_options)
     if ray is None:
-        sys.exit(f"{PROGRAM}: this needs Ray, which is not installed: pip install 'ray[tune]'")
+        sys.exit(f"{PROGRAM}: this needs Ray, which is not installed: {sys.executable} -m pip install 'ray[tune]'")
     try:
         with contextlib.redirect_stdout(sys.stderr):        # Ray prints to it where a machine is lost
             watch, unreadable = sweep(given, script_options)
@@ -118,7 +118,7 @@ def _check(parser, given, script_options):
                    if getattr(given, option) != parser.get_default(option)]
         if changed or script_options:
             option = f'--{changed[0].replace("_", "-")}' if changed else '--'
-            parser.error(f'a resumed sweep has its options: leave out {option}')
+            parser.error(f'a resumed sweep keeps its options: leave out {option}')
     given = vars(options.parser(f'{PROGRAM} ... --', None, options.defaults()).parse_args(script_options))
     for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
         if given.get(option):
@@ -129,7 +129,7 @@ def _check(parser, given, script_options):
 
 
 def _connect(given):
-    """Join the cluster, or start Ray on this machine. Raises Refused where there is no cluster at that address."""
+    """Join the cluster, or start Ray on this machine. Raises Refused where that fails."""
     os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'      # the records are our log
     os.environ['RAY_AIR_NEW_OUTPUT'] = '0'                      # which prints tables even with verbose=0
     os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'             # Watch.signals has the handlers
@@ -145,7 +145,8 @@ def _connect(given):
         ray.init(address=given.address or 'local', runtime_env=environment, log_to_driver=False,
                  logging_level=logging.CRITICAL, **alone)
     except (OSError, RuntimeError) as error:
-        raise Refused(f'there is no Ray cluster at {given.address}: {str(error).splitlines()[0]}') from None
+        where = f'there is no Ray cluster at {given.address}' if given.address else 'Ray cannot start here'
+        raise Refused(f'{where}: {str(error).splitlines()[0]}') from None
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 

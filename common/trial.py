@@ -51,8 +51,8 @@ def train(config):
     command line without a name; data_dir, MNIST's folder, used where it exists;
     checkpoint_every, epochs from one report with a checkpoint to the next; ending, the name of the Ending actor.
 
-    Reports after each epoch its figures: epoch, epochs (of how many), loss, accuracy and seconds (the median of an
-    epoch). The checkpoint of a report is the run's results folder. Raises Failed or Lost.
+    Reports after each epoch its figures: epoch; epochs, how many there will be; loss; accuracy; seconds, an epoch's
+    median. The checkpoint of a report is the run's results folder. Raises Failed or Lost.
     """
     run = config['run']
     folder = Path.cwd()         # Ray's, for this trial on this machine

@@ -1,4 +1,4 @@
-"""The article's five conclusions, and its remark on experiment 7, as claims that recorded runs can hold or refute.
+"""The article's five conclusions, and its remark on experiment 7, as claims that recorded runs can show or refute.
 
     python -m common.compare --verdicts
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from common import options
 from common.recorded import grid
 
-SEEDS = 3               # that a side must have, for luck decides much
+SEEDS = 3               # that a side must have, because one pair of runs can be luck
 LOWERED = 30            # the epochs that experiment 3 trains before it lowers its rate
 EPOCHS = 50             # of the article's runs
 SEVENTH_EPOCHS = 22     # in which the article's slowest, experiment 5, has left its plateau
@@ -62,7 +62,7 @@ def _earlier(ours, theirs):
 EARLIER = (f'{SHARED}. Holds if every run of the first is over 0.9 in an earlier epoch than every run of the second. '
            "Does not hold if the first's median epoch is no earlier than the second's. A run whose training loss "
            'becomes nan or infinite before it is over 0.9 counts as never over it. A run that ends before it is over '
-           '0.9 counts as over it after its last epoch')
+           '0.9 counts as over it in some later epoch')
 
 
 def _rate_lowered(runs):
@@ -93,14 +93,14 @@ CLAIMS = [
           'Experiment 1 has --loss stable here, so that it cannot fail by the loss formula alone.',
           EARLIER, _earlier((4, 'manual'), (1, 'stable'))),
     Claim('2. Adjust the learning rate as training goes on.',
-          'Lowering the rate at step 30 (experiment 3) prevents the late divergence that experiment 2 shows.',
+          'Lowering the rate after 30 epochs (experiment 3) prevents the late divergence that experiment 2 shows.',
           f'{SHARED}. A run counts if it got over 0.9 and after that either reached epoch {EPOCHS} or diverged: its '
           f'training loss became nan or infinite after epoch {LOWERED}, when experiment 3 has the lower rate. Holds if '
           'most of experiment 2 diverged and none of experiment 3. Does not hold if one of experiment 3 diverged, or '
           'no more than half of experiment 2',
           _rate_lowered),
     Claim('3. When unsure how to initialize, leave it to tf.get_variable.',
-          'With its default (experiment 4) the first epoch over 0.9 comes earlier than with weights of deviation 0.01 '
+          'With its default (experiment 4) the first epoch over 0.9 comes earlier than with weights of stddev 0.01 '
           '(experiment 2).', EARLIER, _earlier((4, 'manual'), (2, 'manual'))),
     Claim('4. Grouping convolutions is a good idea for optimization.',
           'With grouping (experiment 5) the first epoch over 0.9 comes earlier than without (experiment 2). The '

@@ -88,7 +88,7 @@ class Watch(tune.Callback):
         if csv.exists() and _same_run(csv, checkpoint):
             self._files[name] = Files.reopen(self._results_dir, name)
         elif csv.exists() or self.claim(name) != name:
-            raise Refused(f'{csv} is of another run by now: move its files away, then resume')
+            raise Refused(f'{csv} belongs to another run now: move its files away, then resume')
         if checkpoint:
             self._fetch(name, checkpoint)
 
@@ -113,7 +113,7 @@ class Watch(tune.Callback):
             self._figures[name] = result
             left = duration(result['seconds'] * (result['epochs'] - result['epoch']))
             self._say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
-                      f'{result["accuracy"]:.3f}; {left} left, all {duration(self._left())}')
+                      f'{result["accuracy"]:.3f}; {left} left, all runs {duration(self._left())}')
 
     def _left(self):
         """Seconds until all runs are done, as far as the epochs so far tell."""

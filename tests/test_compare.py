@@ -59,7 +59,7 @@ def test_overview(make):
     assert cells(text, 2) == ['two', 'alexnet2.py', '3', '0', 'float32', 'builtin', 'never', '0.1', '0.085', 'nan',
                               '11', 'complete, nan at epoch 2, iteration 149 (loss formula)', '']
     markdown = compare.overview(runs, markdown=True).splitlines()
-    assert markdown[1] == '|' + ' --- |' * 13 and markdown[2].split(' | ')[:3] == ['| one', 'alexnet4.py', '3']
+    assert markdown[1] == '|' + '---|' * 13 and markdown[2].split(' | ')[:3] == ['| one', 'alexnet4.py', '3']
 
 
 def test_overview_of_runs_that_have_little_to_show(make, tmp_path):

@@ -31,7 +31,7 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
     status, _, stderr = run(script, '--epochs', 3, *SMALL)
     assert status == 1 and 'Traceback' not in stderr
     assert re.match(r'alexnet4.py: the checkpoint of global step 8 cannot be written: .*No space left on device.*; '
-                    r'alexnet4 keeps 2 epochs. Mend that, then go on with: ', last_line(stderr))
+                    r'alexnet4 keeps 2 epochs. Fix that, then go on with: ', last_line(stderr))
     found = Found(small_disk)
     assert found.epochs == 2 and found.step == 4
     assert found.files == ['checkpoint', 'step-4.data-00000-of-00001', 'step-4.index']
@@ -57,7 +57,7 @@ def test_a_full_disk_where_none_can_be_mounted(narrow, run, tmp_path, monkeypatc
             _, _, stderr = run(script, '--resume', 'alexnet4', '--epochs', 2)
         assert last_line(stderr).startswith(
             f'alexnet4.py: the checkpoint of global step {at} cannot be written: step.data; No space left on device; '
-            f'alexnet4 keeps {kept}. Mend that, then go on with: '), stderr
+            f'alexnet4 keeps {kept}. Fix that, then go on with: '), stderr
         assert Found(results).step == 4 and Found(results).rows.startswith(row)
     status, _, stderr = run(script, '--resume')
     assert status == 0 and 'alexnet4 goes on with epoch 2 of 2' in stderr, stderr

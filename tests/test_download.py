@@ -212,15 +212,15 @@ def test_what_cannot_be_kept_is_used_all_the_same(server, sources, tmp_path, mon
     folder = tmp_path / 'data'
     (folder / LABELS).mkdir(parents=True)
     assert mnist.read_data_sets(folder).test.num_examples == 10000
-    told = [line for line in capfd.readouterr().err.splitlines() if 'cannot be kept' in line]
-    assert told == [f'{folder / LABELS} cannot be kept (Is a directory): it is used all the same']
+    told = [line for line in capfd.readouterr().err.splitlines() if 'cannot be written' in line]
+    assert told == [f'{folder / LABELS} cannot be written (Is a directory): this run uses the file without keeping it']
     assert sorted(path.name for path in folder.iterdir()) == sorted(mnist.FILES), 'no temporary file is left'
 
     def full(descriptor):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(download.os, 'fsync', full)
     assert mnist.read_data_sets(tmp_path / 'other').test.num_examples == 10000
-    assert capfd.readouterr().err.count('cannot be kept (No space left on device)') == 4
+    assert capfd.readouterr().err.count('cannot be written (No space left on device)') == 4
     assert list((tmp_path / 'other').iterdir()) == []
 
 

@@ -129,5 +129,5 @@ def test_a_loss_that_is_no_single_number(narrow, run, tmp_path):
     script = narrow('alexnet4', replace=[(LOSS[0], 'loss = -tf.reduce_sum(y * tf.log(y_output), axis=1)')])
     status, stdout, stderr = run(script, *SMALL)
     assert status == 1 and stdout == '' and last_line(stderr) == (
-        'alexnet4.py: loss is no single number, its shape is (None,): take a sum or a mean, e.g. tf.reduce_sum')
+        'alexnet4.py: loss is not a scalar, its shape is (None,): take a sum or a mean, e.g. tf.reduce_sum')
     assert not list(tmp_path.glob('results/*'))

@@ -135,7 +135,7 @@ def test_a_kill_at_every_moment(narrow, run, tmp_path):
         status, _, stderr = run(script, '--resume', '--results-dir', folder)
         assert status == 0, (folder, stderr)
         at = f'epoch {covered + 1}' + f', iteration {within},' * (within > 0)
-        assert ('alexnet4 has its 2 epochs already and is only ended; loss' if covered == 2 else
+        assert ('alexnet4 has all its 2 epochs already: only its end is recorded; loss' if covered == 2 else
                 f'alexnet4 goes on with {at} of 2') in stderr, (folder, stderr)
         assert figures(folder) == figures(tmp_path / 'whole'), (folder, 'to the last bit')
         assert is_whole(folder, 'alexnet4', 2)['status'] == 'complete' and (folder / 'alexnet4.png').exists()

@@ -18,13 +18,13 @@ from common.run import Run
 IMAGES = 24
 HE = r'tf\.truncated_normal\((\[.*\]), mean=0, stddev=0\.01\)', r'tf.initializers.he_normal()(\1)'
 EXPECTED = {
-    'alexnet1': 'The next training step will be nan. Cause: the loss formula.',
+    'alexnet1': 'The next training loss will be nan. Cause: the loss formula.',
     'alexnet2': 'The signal dies: ',
     'alexnet3': 'The signal dies: ',
     'alexnet4': 'The signal is healthy: from conv1 to fc1 it falls',
     'alexnet5': 'The signal dies: ',
     'alexnet6': 'The signal is healthy: from conv1 to fc1 it rises',
-    'alexnet7': 'The next training step will be nan. Cause: the loss formula.',
+    'alexnet7': 'The next training loss will be nan. Cause: the loss formula.',
     'he': 'The signal is healthy: ',
 }
 

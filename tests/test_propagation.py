@@ -129,9 +129,10 @@ def test_who_guesses():
 
 def test_what_a_run_says():
     epochs = [{'signal': {'fc1': 1 / (50 - 4 * epoch)}} for epoch in (1, 2, 3)]
-    record = {'options': {'test_images': 1000, 'loss': 'manual'}, 'epochs': epochs,
-              'signal_before_training': {'fc1': 0.02}}
-    assert forecast.in_words(record, 2300).endswith('By its last 3 values the plateau ends in epoch 13')
+    chosen = {'test_images': 1000, 'loss': 'manual', 'epochs': 13}
+    record = {'options': chosen, 'epochs': epochs, 'signal_before_training': {'fc1': 0.02}}
+    assert forecast.in_words(record, 2300).endswith('From its last 3 values, the plateau should end in epoch 13')
+    assert forecast.in_words(record | {'options': chosen | {'epochs': 12}}, 2300) is None, 'after its last epoch'
     assert forecast.in_words(record, 1500) is None
     assert forecast.in_words(record | {'epochs': epochs[:1]}, 2300) is None
     assert forecast.in_words({**record, 'signal_before_training': None}, 2300) is None, 'an older record'

@@ -161,7 +161,7 @@ def test_tensorboard_that_cannot_be_written(narrow, run, tmp_path, monkeypatch):
 
     def full(*_):
         raise tf.errors.ResourceExhaustedError(None, None, 'events; No space left on device')
-    for when, kept in ('add_summary', 'nothing is kept'), ('close', 'alexnet4 keeps 1 epoch. Mend that, .*'):
+    for when, kept in ('add_summary', 'nothing is kept'), ('close', 'alexnet4 keeps 1 epoch. Fix that, .*'):
         with monkeypatch.context() as patch:
             patch.setattr(tf.summary.FileWriter, when, full)
             status, _, stderr = run(script, '--epochs', 1, *SMALL, '--tensorboard')

@@ -272,4 +272,4 @@ def test_the_article_prints_the_authors_records():
 
 def test_grid():
     assert recorded.grid(['a', 'b'], [[1, 'x|y'], ['long', '']]) == 'a     b\n1     x|y\nlong'
-    assert recorded.grid(['a', 'b'], [[1, 'x|y']], markdown=True) == '| a | b |\n| --- | --- |\n| 1 | x\\|y |'
+    assert recorded.grid(['a', 'b'], [[1, 'x|y']], markdown=True) == '| a | b |\n|---|---|\n| 1 | x\\|y |'

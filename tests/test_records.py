@@ -49,7 +49,7 @@ def test_a_name_is_taken_by_any_file_of_it(taken, tmp_path):
 
 def test_a_run_that_goes_on_is_not_opened_again(tmp_path):
     files = Files.claim(tmp_path, 'run')
-    with pytest.raises(Refused, match='run is still going'):
+    with pytest.raises(Refused, match='run is still running'):
         Files.reopen(tmp_path, 'run')
     files.close()
     assert Files.reopen(tmp_path, 'run').locked

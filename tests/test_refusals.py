@@ -39,7 +39,8 @@ CHECKPOINT = '.checkpoints/alexnet4/'
     (lambda r: shutil.rmtree(r / CHECKPOINT), r'the checkpoint of alexnet4 is missing from \S*/alexnet4'),
     (lambda r: change(r / f'{CHECKPOINT}checkpoint', lambda b: b''),
      r'the checkpoint in \S*/alexnet4 is damaged: \S*/checkpoint names none'),
-    (lambda r: edit(r, epochs=[{'seconds': 1}] * 4), r'the checkpoint in \S*/alexnet4 is of epoch 2, but .* holds 4'),
+    (lambda r: edit(r, epochs=[{'seconds': 1}] * 4),
+     r'the checkpoint in \S*/alexnet4 is of epoch 2, but .* holds 4 epochs'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b[:-100]),
      r'the record \S*/alexnet4.json is missing or damaged \(.+\)'),
     (lambda r: change(r / 'alexnet4.json', lambda b: b'[]'), r'the record .* \(not the record of a run\)'),
@@ -81,9 +82,9 @@ def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
         assert (found, stdout) == (status, ''), stderr
         assert last_line(stderr) == f'alexnet4.py: {message}'
         assert snapshot(tmp_path / 'results') == before
-    held = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still going holds it
+    held = records.Files.reopen(tmp_path / 'results', 'alexnet4')      # as a run that is still running holds it
     status, _, stderr = run(interrupted, '--resume', 'alexnet4')
-    assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still going'
+    assert status == 1 and last_line(stderr) == 'alexnet4.py: alexnet4 is still running'
     status, _, stderr = run(interrupted, '--resume')
     assert status == 1 and 'there is no unfinished run of alexnet4.py in results' in last_line(stderr)
     del held
@@ -111,6 +112,6 @@ def test_a_folder_where_tensorflow_would_lose_its_checkpoints(folder, run, tmp_p
     for resume in [], ['--resume']:
         status, stdout, stderr = run('alexnet4', '--results-dir', folder, *resume)
         assert (status, stdout) == (1, '') and re.fullmatch(
-            r'alexnet4.py: TensorFlow can keep no checkpoints below .*: it takes .* Give another --results-dir',
+            r'alexnet4.py: TensorFlow cannot keep checkpoints below .*: it reads .* Give another --results-dir',
             last_line(stderr))
         assert not list(tmp_path.iterdir())

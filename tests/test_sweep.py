@@ -184,7 +184,7 @@ def test_a_name_that_another_run_took_meanwhile(taken, watch, tmp_path):
     path.write_text('mine')
     if taken == 'run.json':
         (tmp_path / 'run.csv').touch()
-    with pytest.raises(Refused, match='run.csv is of another run by now: move its files away'):
+    with pytest.raises(Refused, match='run.csv belongs to another run now: move its files away'):
         watch.on_step_begin(0, [resumed_trial('run')])
     watch.close()
     watch.signals.start()
@@ -202,7 +202,7 @@ def test_a_name_that_another_run_took_after_the_record_was_moved_away(same, watc
         watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
         assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n'
     else:
-        with pytest.raises(Refused, match='run.csv is of another run by now: move its files away'):
+        with pytest.raises(Refused, match='run.csv belongs to another run now: move its files away'):
             watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
         assert (tmp_path / 'run.csv').read_text() == '3.0,0.1\n' and (tmp_path / 'run.json').read_text() == here
 
@@ -253,12 +253,12 @@ def test_a_storage_that_no_one_knows(monkeypatch):
 @pytest.mark.parametrize('arguments, status, message', [
     ([], 2, 'error: give scripts, or --resume SWEEP'),
     (['alexnet4.py', '--resume', 'sweep-1'], 2, 'error: give scripts, or --resume SWEEP'),
-    (['--resume', 'sweep-1', '--', '--epochs', '3'], 2, 'error: a resumed sweep has its options: leave out --'),
-    (['--resume', 'sweep-1', '--seeds', '1', '2'], 2, 'error: a resumed sweep has its options: leave out --seeds'),
+    (['--resume', 'sweep-1', '--', '--epochs', '3'], 2, 'error: a resumed sweep keeps its options: leave out --'),
+    (['--resume', 'sweep-1', '--seeds', '1', '2'], 2, 'error: a resumed sweep keeps its options: leave out --seeds'),
     (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
     (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name is no option of a sweep'),
     (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
-    (['alexnet4.py'], 1, r"this needs Ray, which is not installed: pip install 'ray\[tune\]'"),
+    (['alexnet4.py'], 1, r"this needs Ray, which is not installed: .*python[\d.]* -m pip install 'ray\[tune\]'"),
 ])
 def test_what_it_refuses(arguments, status, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'ray', None)
