@@ -3,6 +3,7 @@ import ast
 import re
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def code_lines(source):
     return [line for line in lines if line is not None]
 
 
+@cache
 def _tree(source):
     tree = ast.parse(source)
     for node in _with_docstring(tree):
