@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'       # what is expected here is what a CPU does
+os.environ['TF_USE_LEGACY_KERAS'] = '1'         # TensorFlow imports no Keras then: a second less for each process
 
 from common import mnist, scripts  # noqa: E402
 
