@@ -166,6 +166,7 @@ def test_a_name_that_is_not_utf_8(make, tmp_path, command):
     assert status == 0 and 'L\ufffdufe' in stdout
 
 
+@pytest.mark.slow
 def test_a_clone_with_an_eighth_experiment(make, tmp_path):
     """It breaks nothing, nor do a matplotlibrc and a notebook's MPLBACKEND. results/ is a link: a user's run and a
     recorded one of the same name are still told apart."""

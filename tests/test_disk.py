@@ -25,6 +25,7 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk, narrow, run, tmp_path):
     """A checkpoint of 5 MB: the first fits, the second does not beside it."""
     script = narrow('alexnet4', dense=1000)
@@ -44,6 +45,7 @@ def test_a_full_disk(small_disk, narrow, run, tmp_path):
     assert 'error' not in is_whole(small_disk, 'alexnet4', 3)
 
 
+@pytest.mark.slow
 def test_a_full_disk_where_none_can_be_mounted(narrow, run, tmp_path, monkeypatch):
     """For a checkpoint as an epoch ends, and for one as the run is interrupted: it costs that epoch alone."""
     def full(*_, **__):
@@ -166,6 +168,7 @@ def test_a_run_that_fails_in_its_first_epoch_leaves_nothing(narrow, run, tmp_pat
     assert list((tmp_path / 'results').iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_fails_deletes_nothing(narrow, run, tmp_path, monkeypatch):
     """Not even where nothing is done: its record, its log and its name are the user's by then."""
     def broken(*_, **__):
@@ -209,6 +212,7 @@ def test_a_plot_that_cannot_be_drawn_ends_no_run(narrow, run, tmp_path, monkeypa
 
 # Other files
 
+@pytest.mark.slow
 def test_a_run_touches_no_other_file(narrow, run, tmp_path):
     script, results = narrow('alexnet4'), tmp_path / 'results'
     (results / '.checkpoints/alexnet4-2').mkdir(parents=True)       # of a run whose results are deleted

@@ -74,6 +74,7 @@ def test_stop_on_nan(narrow, run, tmp_path):
             'alexnet1.py: alexnet1 met a training loss that is not' if given else 'alexnet1.py: there is no unfinished')
 
 
+@pytest.mark.slow
 def test_stop_on_nan_when_resumed(narrow, run, tmp_path):
     """It is refused where the weights are nan already."""
     script = narrow('alexnet1', dense=4096)
@@ -84,6 +85,7 @@ def test_stop_on_nan_when_resumed(narrow, run, tmp_path):
     assert run(script, '--resume', 'alexnet1', '--epochs', 2)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_nan_in_an_epoch_that_is_trained_again(narrow, run, tmp_path):
     """It is void, and no reason to refuse --stop-on-nan."""
     script, path = narrow('alexnet1', dense=4096), tmp_path / 'results/alexnet1.json'

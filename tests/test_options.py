@@ -64,6 +64,7 @@ def test_a_script_whose_name_is_no_runs_name(narrow, run, tmp_path):
     assert status == 1 and last_line(stderr) == 'my-probe.py: mine is complete; a larger --epochs than 2 extends it'
 
 
+@pytest.mark.slow
 def test_a_space_in_a_scripts_name_and_a_chinese_name(narrow, run, tmp_path):
     script = narrow('alexnet4').rename(tmp_path / 'alexnet4 he.py')
     assert run(script, *FEW)[0] == 0

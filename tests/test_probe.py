@@ -186,6 +186,7 @@ def command(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
     return command
 
 
+@pytest.mark.slow
 def test_a_script(command, narrow, tmp_path):
     """It leaves no run behind."""
     status, stdout, stderr = command(narrow('alexnet3'), '--seed', 3, '--batch-size', 20)
@@ -197,6 +198,7 @@ def test_a_script(command, narrow, tmp_path):
     assert [path.name for path in tmp_path.glob('results/*')] == ['alexnet3-probe.png']
 
 
+@pytest.mark.slow
 def test_a_probe_sees_the_first_step_of_a_run_with_its_seed(command, narrow, run, monkeypatch):
     script, step, losses = narrow('alexnet3'), Run.step, []
 
@@ -214,6 +216,7 @@ def test_a_probe_sees_the_first_step_of_a_run_with_its_seed(command, narrow, run
     assert float(re.search(r'manual ([\d.]+),', stdout)[1]) == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_values_that_an_evaluation_needs(command, narrow):
     """A placeholder of the script's own has the value that its build_graph names. Without one, it is refused."""
     def probed(*feed):
@@ -227,6 +230,7 @@ def test_values_that_an_evaluation_needs(command, narrow):
     assert 'the placeholder Placeholder_2 needs a value in evaluation, too: ' in status and not stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
 def test_a_run_at_its_checkpoint(script, command, narrow, run, tmp_path):
     """Its signals are those of the run's own record."""

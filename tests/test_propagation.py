@@ -62,6 +62,7 @@ def test_signal_against_numpy(script, narrow, batch, monkeypatch):
             assert epoch['signal'] == pytest.approx(before, rel=1e-4, abs=2e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
 def test_measuring_it_changes_nothing(script, narrow, batch):
     """Accuracy, masks, weights and moving averages, to the last bit, with it and without."""
@@ -83,6 +84,7 @@ def test_measuring_it_changes_nothing(script, narrow, batch):
     assert all(np.array_equal(a, b) for a, b in zip(with_it, without, strict=True))
 
 
+@pytest.mark.slow
 def test_the_record_has_it(narrow, run, tmp_path):
     script = narrow('alexnet6')
     assert run(script, '--epochs', 2, *SMALL)[0] == 0

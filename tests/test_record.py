@@ -90,6 +90,7 @@ def test_an_epochs_largest_gap_leaves_out_what_is_not_finite(narrow, run, tmp_pa
     assert [epoch['largest_logit_gap'] for epoch in found] == [7, 1.5]
 
 
+@pytest.mark.slow
 def test_precision_of_a_run_that_began_again(narrow, run, tmp_path, monkeypatch):
     """It failed before its first epoch, and began again where there is no bfloat16: no epoch is in it."""
     monkeypatch.setattr('common.ops.can_use_bfloat16', lambda: False)
@@ -130,6 +131,7 @@ def test_tensorboard_scalars(narrow, run, tmp_path):
         ((step, loss), (step, accuracy)) for step, (loss, accuracy) in zip((3, 7), tests, strict=True)]
 
 
+@pytest.mark.slow
 def test_tensorboard_of_a_resumed_run_and_of_another_optimizer(narrow, run, tmp_path):
     """What an earlier start wrote from there on is void. A rate is told of the article's optimizer only."""
     script = narrow('alexnet4', replace=[('GradientDescentOptimizer(learning_rate=learning_rate)',
@@ -150,6 +152,7 @@ def test_tensorboard_of_another_run_is_left_alone(narrow, run, tmp_path):
     assert {path.name: len(list(path.iterdir())) for path in folder.iterdir()} == {'alexnet4': 0, 'alexnet4-2': 1}
 
 
+@pytest.mark.slow
 def test_tensorboard_that_cannot_be_written(narrow, run, tmp_path, monkeypatch):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'results/.tensorboard').write_text('')

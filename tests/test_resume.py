@@ -78,6 +78,7 @@ def test_the_variables_are_those_of_the_interruption(narrow, run, monkeypatch):
     assert not any(np.array_equal(first[name], last[name]) for name in last if 'moving' in name)
 
 
+@pytest.mark.slow
 def test_stdout_that_goes_at_the_line_of_an_epoch(narrow, run, monkeypatch, tmp_path):
     """All its iterations are kept: the next start only tests and records it. Beside a signal, it is an interruption."""
     script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0')])
@@ -144,6 +145,7 @@ def test_other_masks_after_each_start():
     assert graph_seed(5, 2, 0) == int(np.random.SeedSequence([5, 2]).generate_state(1)[0])
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, run, tmp_path):
     script = narrow('alexnet4')
     assert run(script, '--epochs', 1, *SMALL)[0] == 0
@@ -159,6 +161,7 @@ def test_a_complete_run_is_extended_by_a_larger_epochs(narrow, run, tmp_path):
     assert (tmp_path / 'results/alexnet4.csv').read_bytes().startswith(rows)
 
 
+@pytest.mark.slow
 def test_checkpoints_behind_a_link(narrow, run, tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'results/.checkpoints').symlink_to(tmp_path / 'larger-disk')

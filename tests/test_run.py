@@ -62,6 +62,7 @@ def test_a_narrow_script(narrow, run, tmp_path):
     check('alexnet4', tmp_path / 'results', stdout, stderr)
 
 
+@pytest.mark.slow
 def test_experiment_3_is_experiment_2_with_the_same_seed(narrow, run, tmp_path):
     """To the last bit, as long as its learning rate is the same: that is why its recorded run has another seed."""
     rows = []
@@ -71,6 +72,7 @@ def test_experiment_3_is_experiment_2_with_the_same_seed(narrow, run, tmp_path):
     assert rows[0] == rows[1] != rows[2]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
     script = narrow('alexnet4')
     for name, seed in ('one', 1), ('two', 1), ('three', 2):
@@ -79,6 +81,7 @@ def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
     assert one == two != three
 
 
+@pytest.mark.slow
 def test_loss_methods_from_the_command_line(narrow, run, tmp_path):
     losses = {}
     for method in 'manual', 'stable', 'builtin':
