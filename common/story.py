@@ -109,8 +109,8 @@ def block_fast():
     rows += [[epoch, f'{loss:.1f}', accuracy, f'{signal:.3g}', f'{1 / signal:.0f}', told.get(epoch, '')]
              for epoch, (loss, accuracy, signal) in enumerate(
                  zip(run.losses, run.accuracies, run.signals[1:], strict=True), 1)]
-    return grid(['epoch', 'test loss', 'test accuracy', 'signal at fc1', 'its inverse', 'plateau foretold to end in'],
-                rows, True)
+    return grid(['epoch', 'test loss', 'test accuracy', 'signal at fc1', 'its inverse',
+                 'the plateau should end in epoch'], rows, True)
 
 
 def told_of(run):
