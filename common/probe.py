@@ -4,8 +4,8 @@
     python -m common.probe alexnet2                     a run's, at its newest checkpoint
 
 The signal is the part of a layer's output that differs between images. It dies where the initial weights are too small,
-and explodes where they are too large. The plain deviation of a layer's output hides the first: biases keep it up, and
-they are the same for all images.
+and explodes where they are too large. The standard deviation of the whole output hides the first: biases keep it up,
+and they are the same for all images.
 """
 import argparse
 import contextlib

@@ -1,7 +1,8 @@
 """The signal: the part of a layer's output that differs between images.
 
-It is the deviation across the images, unit by unit, root mean square over the units, before dropout. The plain
-deviation of a layer's output would hide a dying signal: biases keep it up, and they are the same for all images.
+It is the standard deviation across the images of each unit, root mean square over the units, before dropout. The
+standard deviation of the whole output would hide a dying signal: biases keep it up, and they are the same for all
+images.
 (Schoenholz et al. 2017, "Deep Information Propagation"; Hanin and Rolnick 2018, "How to Start Training".)
 """
 import numpy as np
