@@ -10,7 +10,7 @@ What a script uses:
     evaluation      loss and accuracy on the test images
     divergence      why a training loss is not finite
     propagation     the signal: the part of a layer's output that differs between images
-    forecast        when a plateau will end, foretold from the signal
+    forecast        when a plateau will end, predicted from the signal
     mnist           MNIST: found or fetched, verified, served in batches
     download        where MNIST's files come from
     images          28x28 to 227x227 with cv2; the next batch meanwhile

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from common import forecast, options, plots, recorded, scripts, verdicts
+from common import options, plots, recorded, scripts, verdicts
 from common.recorded import ARTICLE_BATCHES, REFERENCE, grid
 from common.records import Refused
 from common.scripts import ROOT
@@ -82,15 +82,10 @@ def beside_article(runs, markdown=False):
 
 
 def forecasts(runs, markdown=False):
-    """When the plateau of each run ended, and what was foretold from its signal; None where nothing was."""
-    rows = []
-    for run in runs:
-        if len(run.signals):
-            told, end = forecast.history(list(run.signals), [loss for loss, _ in run.rows], run.options['test_images'],
-                                         run.options['loss'])
-            if told:
-                rows.append([run.name, end or 'not yet', ', '.join(f'{epoch}: {when}' for epoch, when in told.items())])
-    header = ['run', 'its plateau ended in epoch', 'foretold (after epoch: it ends in epoch)']
+    """When the plateau of each run ended, and what was predicted from its signal; None where nothing was."""
+    rows = [[run.name, end or 'not yet', ', '.join(f'{epoch}: {when}' for epoch, when in told.items())]
+            for run in runs for told, end in [run.plateau] if told]
+    header = ['run', 'its plateau ended in epoch', 'predicted (after epoch: ends in epoch)']
     return grid(header, rows, markdown) if rows else None
 
 

@@ -1,10 +1,10 @@
-"""When a plateau will end, foretold from the signal (common/propagation.py)."""
+"""When a plateau will end, predicted from the signal (common/propagation.py)."""
 import numpy as np
 
-LEAST = 3           # signals from which the end of a plateau is foretold
+LEAST = 3           # signals from which the end of a plateau is predicted
 
 
-def foretold(signals):
+def predicted(signals):
     """When a plateau will end, by the signal at fc1: a float, in epochs since the start, or None for no forecast.
 
     signals: one an epoch, the first before training. On a plateau the signal grows faster and faster, so that its
@@ -43,7 +43,7 @@ def signals_at_fc1(record):
 
 def in_words(record, loss):
     """What to tell a user after an epoch with this test loss, or None. An end after the last epoch is not told."""
-    chosen, when = record['options'], foretold(signals_at_fc1(record))
+    chosen, when = record['options'], predicted(signals_at_fc1(record))
     if when is None or when >= chosen['epochs'] or not is_guessing(loss, chosen['test_images'], chosen['loss']):
         return None
     return ('the loss is still that of a network that guesses, but the signal grows. From its last '
@@ -51,11 +51,11 @@ def in_words(record, loss):
 
 
 def history(signals, losses, images, loss_method):
-    """What was foretold on a run's plateau, and when it really ended.
+    """What was predicted on a run's plateau, and when it really ended.
 
-    signals: as in foretold. losses: the test loss after each epoch. Returns ({epoch: the epoch foretold after it}, the
-    first epoch whose loss is no longer that of guessing, or None). Epochs count from 1.
+    signals: as in predicted. losses: the test loss after each epoch. Returns ({epoch: the epoch predicted after it},
+    the first epoch whose loss is no longer that of guessing, or None). Epochs count from 1.
     """
     end = next((epoch for epoch, loss in enumerate(losses, 1) if not is_guessing(loss, images, loss_method)), None)
-    told = {epoch: foretold(signals[:epoch + 1]) for epoch in range(1, end or len(losses) + 1)}
+    told = {epoch: predicted(signals[:epoch + 1]) for epoch in range(1, end or len(losses) + 1)}
     return {epoch: int(when) + 1 for epoch, when in told.items() if when is not None}, end

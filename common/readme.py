@@ -19,7 +19,7 @@ from common.terminal import counted
 
 EPOCHS = 50             # of the article's runs
 FIGURES = "The article's figures"
-# What changes in each experiment, and what the article saw. {} are figures of the author's record.
+# What changes in each experiment, and what the article saw. {} are figures of its author's record; best, of its text.
 CHANGES = {
     1: ('the first try: weights with stddev 1, biases 0.1', '`nan` at once, accuracy 0.085'),
     2: ('weights with stddev 0.01, biases with mean 0.005 and stddev 0.1',
@@ -88,7 +88,8 @@ def saw_of(n, saw):
     accuracies = {epoch: accuracy for epoch, (_, accuracy) in figures.items()}
     return saw.format(
         plateau=sum(float(loss) > PLATEAU for loss, _ in figures.values()), first=accuracies.get(1),
-        last=accuracies.get(EPOCHS), best=max(accuracies.values(), default=None),
+        last=accuracies.get(EPOCHS), best=max((accuracy for _, accuracy in article_figures().get(n, {}).values()),
+                                              default=None),
         nan=next((epoch for epoch, (loss, _) in figures.items() if loss == 'nan'), None))
 
 
@@ -103,9 +104,13 @@ def recorded_of(n, loss):
         words.append(f'over 0.9 in epoch {longest.over}, best {max(longest.accuracies)!s}')
     if longest.diverged:
         words.append(f'`nan` in epoch {longest.diverged}')
-    others = [run.record['seed'] for run in found if run is not longest]
-    more = f' (also seed{"s" * (len(others) > 1)} {listed(others)})' if others else ''
-    return (f'with `--loss {loss}`, ' if loss != 'manual' else '') + ', '.join(words) + more
+    others = {}
+    for run in found:
+        if run is not longest:
+            others.setdefault(len(run.rows), []).append(run.record['seed'])
+    more = ', '.join(f'seed{"s" * (len(seeds) > 1)} {listed(seeds)}: {counted(epochs, "epoch")}'
+                     for epochs, seeds in others.items())
+    return (f'with `--loss {loss}`, ' if loss != 'manual' else '') + ', '.join(words) + (f' ({more})' if more else '')
 
 
 def block_training():

@@ -59,6 +59,15 @@ class Recorded:
         return np.array(forecast.signals_at_fc1(self.record) if self.record else [], np.float64)
 
     @cached_property
+    def plateau(self):
+        """What was predicted of its plateau's end, and when it ended, as forecast.history has it; ({}, None) without
+        signals."""
+        if not len(self.signals):
+            return {}, None
+        return forecast.history(list(self.signals), [loss for loss, _ in self.rows], self.options['test_images'],
+                                self.options['loss'])
+
+    @cached_property
     def origin(self):
         """(n, changed): the published script that the run's is nearest to, and how many lines differ from it.
 

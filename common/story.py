@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from common import compare, forecast, recorded, scripts, verdicts
+from common import compare, recorded, scripts, verdicts
 from common.recorded import REFERENCE, Recorded, article_figures, author_figures, grid
 
 PLATEAU = 2250          # the test loss above which an epoch is on the plateau
@@ -76,8 +76,8 @@ def block_plateaus():
             title, f'{on}, and not left yet' if on == len(rows) else on, f'{losses.min():.0f} to {losses.max():.0f}',
             f'at most {accuracies.max()}', f'at most {max(gap[:on]):.2f}' if gap else '', *later,
             *[''] * (4 - len(later))])
-    names = ['', f'epochs at a test loss over {PLATEAU}', 'their test loss', 'their accuracy', 'their largest gap',
-             'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
+    names = ['', f'epochs at a test loss over {PLATEAU}', 'their test loss', 'their accuracy',
+             'their largest logit gap', 'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
     header, *lines = zip(names, *columns, strict=True)
     return grid(header, lines, True)
 
@@ -104,7 +104,7 @@ def fast_runs():
 def block_fast():
     """One of the fast runs, epoch by epoch."""
     run = fast_runs()[0]
-    told, _ = told_of(run)
+    told, _ = run.plateau
     rows = [['before training', '', '', f'{run.signals[0]:.3g}', f'{1 / run.signals[0]:.0f}', '']]
     rows += [[epoch, f'{loss:.1f}', accuracy, f'{signal:.3g}', f'{1 / signal:.0f}', told.get(epoch, '')]
              for epoch, (loss, accuracy, signal) in enumerate(
@@ -113,27 +113,20 @@ def block_fast():
                  'the plateau should end in epoch'], rows, True)
 
 
-def told_of(run):
-    """What was foretold on a run's plateau, and when it ended, as forecast.history has it."""
-    return forecast.history(list(run.signals), [loss for loss, _ in run.rows], run.options['test_images'],
-                            run.options['loss'])
-
-
 def block_forecasts():
     """How wrong each forecast was, in epochs, against how early it was."""
-    found = {run: told_of(run) for run in [*runs(), *fast_runs()] if len(run.signals)}
     errors = {run: {end - epoch: when - end for epoch, when in told.items()}
-              for run, (told, end) in found.items() if end and told}
+              for run in [*runs(), *fast_runs()] for told, end in [run.plateau] if end and told}
     ahead = sorted({early for each in errors.values() for early in each}, reverse=True)
-    rows = [[run.name.rpartition('/')[2], found[run][1],
+    rows = [[run.name.rpartition('/')[2], run.plateau[1],
              *(f'{each[early]:+d}' if early in each else '' for early in ahead)] for run, each in errors.items()]
     return grid(['run', 'its plateau ended in epoch', *(f'{early} before' for early in ahead)], rows, True)
 
 
 def block_sevenths():
     """Experiment 7 with a loss that cannot underflow."""
-    return grid(['seed', 'accuracy after each epoch', 'test loss', 'largest logit gap'], [
-        [run.record['seed'], ', '.join(map(str, run.accuracies)), f'{run.losses[0]:.0f} to {run.losses[-1]:.0f}',
+    return grid(['seed', 'accuracy after each epoch', 'test loss after the first and the last', 'largest logit gap'], [
+        [run.record['seed'], ', '.join(map(str, run.accuracies)), f'{run.losses[0]:.0f}, {run.losses[-1]:.0f}',
          f'{max(gaps(run)):.0f}'] for run in runs(7, 'stable')], True)
 
 

@@ -1,4 +1,4 @@
-"""The signal against NumPy, that measuring it changes nothing, and what is foretold from it."""
+"""The signal against NumPy, that measuring it changes nothing, and what is predicted from it."""
 import importlib.util
 import json
 
@@ -105,23 +105,23 @@ def test_layers_that_a_script_does_not_name_are_left_out(narrow, run, tmp_path):
 
 # Forecast
 
-def test_a_hyperbola_is_foretold_exactly():
+def test_a_hyperbola_is_predicted_exactly():
     signals = [1 / (50 - 4 * epoch) for epoch in range(10)]
     for known in range(3, 11):
-        assert forecast.foretold(signals[:known]) == pytest.approx(12.5)
+        assert forecast.predicted(signals[:known]) == pytest.approx(12.5)
 
 
 @pytest.mark.parametrize('signals', [
     [], [1e-4, 2e-4], [1e-4, 1e-4, 1e-4], [3e-4, 2e-4, 1e-4], [1e-4, 3e-4, 2e-4], [1e-4, None, 2e-4], [1e-4, 0, 2e-4]],
     ids=['none', 'two', 'flat', 'falling', 'up and down', 'nan', 'zero'])
 def test_no_forecast(signals):
-    assert forecast.foretold(signals) is None
+    assert forecast.predicted(signals) is None
 
 
 def test_noise_moves_a_forecast_little():
     random = np.random.RandomState(0)
     signals = [1 / (50 - 4 * epoch + random.randn() * 0.5) for epoch in range(11)]
-    assert forecast.foretold(signals) == pytest.approx(12.5, abs=1)
+    assert forecast.predicted(signals) == pytest.approx(12.5, abs=1)
 
 
 def test_who_guesses():
@@ -149,7 +149,7 @@ def test_history_of_a_plateau():
     assert forecast.history([], [100], 1000, 'manual') == ({}, 1)
 
 
-def test_compare_shows_foretold_and_real(tmp_path):
+def test_compare_shows_predicted_and_real(tmp_path):
     path = write_run(tmp_path, 'run', 2, [(2300, 0.1), (2301, 0.1), (2299, 0.1), (900, 0.6)])
     record = read_json(path.with_suffix('.json'))
     record['signal_before_training'] = {'fc1': 1 / 55}
