@@ -8,8 +8,8 @@ def predicted(signals):
     """When a plateau will end, by the signal at fc1: a float, in epochs since the start, or None for no forecast.
 
     signals: one an epoch, the first before training. On a plateau the signal grows faster and faster, so that its
-    inverse falls along a line. That line, through the last three inverses, reaches 0 where the plateau ends. There is
-    no forecast where one of them is missing, or they do not fall.
+    inverse falls along a line. That line, through the last three inverses, reaches 0 where the plateau ends: not before
+    now, whatever the line says. There is no forecast where one of them is missing, or they do not fall.
     """
     last = signals[-LEAST:]
     if len(last) < LEAST or not all(last):
@@ -19,7 +19,7 @@ def predicted(signals):
         return None
     epochs = np.arange(len(signals) - LEAST, len(signals))
     slope, start = np.polyfit(epochs, inverses, 1)
-    return float(-start / slope)
+    return max(float(-start / slope), len(signals) - 1.0)
 
 
 def is_guessing(loss, images, loss_method):

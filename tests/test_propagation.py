@@ -118,6 +118,11 @@ def test_no_forecast(signals):
     assert forecast.predicted(signals) is None
 
 
+def test_no_plateau_ends_in_the_past():
+    """A line through 1000, 100 and 1 reaches zero before the third."""
+    assert forecast.predicted([1 / 1000, 1 / 100, 1]) == 2
+
+
 def test_noise_moves_a_forecast_little():
     random = np.random.RandomState(0)
     signals = [1 / (50 - 4 * epoch + random.randn() * 0.5) for epoch in range(11)]
