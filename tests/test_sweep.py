@@ -258,7 +258,8 @@ def test_a_storage_that_no_one_knows(monkeypatch):
     (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
     (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name is no option of a sweep'),
     (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
-    (['alexnet4.py'], 1, r"this needs Ray, which is not installed: .*python[\d.]* -m pip install 'ray\[tune\]'"),
+    (['alexnet4.py'], 1,
+     rf"this needs Ray, which is not installed: {re.escape(sys.executable)} -m pip install 'ray\[tune\]'"),
 ])
 def test_what_it_refuses(arguments, status, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'ray', None)
