@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'       # what is expected here is what a CPU does
 os.environ['TF_USE_LEGACY_KERAS'] = '1'         # TensorFlow imports no Keras then: a second less for each process
+# A background job ignores SIGINT, and one under nohup SIGHUP. Processes inherit that, but they inherit no handler.
+for number in signal.SIGINT, signal.SIGHUP:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 from common import mnist, scripts  # noqa: E402
 
@@ -119,9 +123,7 @@ def start(tmp_path, mnist_dir):
         program = [path] if prelude is None else ['-c', PRELUDE.format(prelude=prelude), path]
         command = [sys.executable, *program, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
         env = {'PYTHONPATH': str(ROOT)} | dict(env)
-        # A background job ignores Ctrl-C, and so would what the tests start from one.
-        popen = {'preexec_fn': lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), 'cwd': tmp_path,
-                 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | popen
+        popen = {'cwd': tmp_path, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | popen
         started.append(subprocess.Popen(list(map(str, command)), env=os.environ | env, **popen))
         return started[-1]
 

@@ -174,8 +174,7 @@ def test_ctrl_c_ends_the_loop_of_a_shell(narrow, mnist_dir, tmp_path):
     command = (f'for n in 1 2; do {sys.executable} {script} --epochs 500 {shlex.join(map(str, OPTIONS))} --name run$n '
                f'--data-dir {mnist_dir} --results-dir results; done')
     shell = subprocess.Popen(['bash', '-c', command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             text=True, env=os.environ | {'PYTHONPATH': str(ROOT)}, start_new_session=True,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                             text=True, env=os.environ | {'PYTHONPATH': str(ROOT)}, start_new_session=True)
     try:
         wait_for(shell, 'step 0, iteration 1')
         os.killpg(shell.pid, signal.SIGINT)         # to all in the foreground, as a terminal sends it

@@ -40,10 +40,8 @@ def sweep(cluster, tmp_path, mnist_dir):
     def sweep(*arguments):
         command = [sys.executable, '-m', 'common.sweep', '--address', cluster.address, '--data-dir', mnist_dir,
                    '--results-dir', 'results', '--storage', tmp_path / 'storage', *arguments]
-        # A background job ignores Ctrl-C, and so would what the tests start from one.
         started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
     yield sweep
     for process in started:
