@@ -220,7 +220,7 @@ class TimedRun(Run):
         """Report an iteration."""
         accuracy = time.perf_counter() - self._stepped
         self._peak_training = peak_memory()
-        super().iteration_done(train_accuracy)      # without it, each step would measure the signal as the first does
+        super().iteration_done(train_accuracy)
         report(waiting=self._waiting, step=self._stepping, accuracy=accuracy)
 
     def print(self, line):

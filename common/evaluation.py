@@ -11,8 +11,8 @@ def evaluate(g, figure, images, labels, at_once=False, run=None):
     """g.loss or g.accuracy on all test images, in the default session: a numpy.float32.
 
     g: what build_graph returns. images: [n, 227, 227, 1]. labels: [n, 10]. The images go through in pieces, which
-    take less memory, unless `at_once` is true or the pieces' figures do not make up the whole figure. run: called in
-    place of the session's, with figure and feed_dict.
+    take less memory. They go at once where `at_once` is true or the figure is neither a sum nor a mean over images.
+    run: called in place of the session's, with figure and feed_dict.
     """
     run, count = run or tf.get_default_session().run, len(images)
     of_pieces = combination(g, figure)
@@ -35,7 +35,7 @@ def feed(g, images, labels):
 
 
 def combination(g, figure):
-    """How the figure of many images is made up of the figures of pieces: 'sum', 'mean', or None for neither.
+    """Whether the figure of many images is the sum of the pieces' figures ('sum'), their mean, or neither (None).
 
     Tried out on made-up logits, which are fed in place of the network's.
     """

@@ -86,11 +86,11 @@ def run_figure(name, rows, signals=None, figure=None):
 
 
 @_styled()
-def probe_figure(name, seen, verdict):
+def probe_figure(name, seen, verdict, before=None):
     """What common.probe saw, from layer to layer: signal and deviation, zeros, gradients.
 
     seen: a namespace of layers, each with name, deviation, signal, zeros and gradient, and of masked, the layers that
-    were seen before their dropout. verdict: a sentence.
+    were seen before their dropout. verdict: a sentence. before: of a run, what was seen before training.
     """
     figure = Figure(figsize=(8, 7), layout='constrained')
     upper, middle, lower = figure.subplots(3, sharex=True, height_ratios=[2, 1, 1])
@@ -100,6 +100,8 @@ def probe_figure(name, seen, verdict):
         axes.plot(names, [getattr(layer, attribute) for layer in seen.layers], mark, label=label)
     line(upper, 'deviation', 's--', 'deviation')
     line(upper, 'signal', 'o-', 'signal: deviation across images')
+    if before:
+        upper.plot(names, [layer.signal for layer in before.layers], '.:', color='gray', label='signal before training')
     _decades(upper)
     upper.set_ylabel('layer output')
     upper.legend()

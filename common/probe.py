@@ -17,15 +17,15 @@ from types import SimpleNamespace
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import evaluation, mnist, options, plots, scripts
+from common import evaluation, mnist, ops, options, plots, propagation, scripts
 from common.checkpoints import Checkpoints
 from common.divergence import describe, explain, largest_logit_gap
 from common.images import image_shape_scale
-from common.propagation import IMAGES, before_dropout
 from common.records import Refused, batches, read_record
 
-# By which the signal may fall or rise from the first layer to fc1. In the article's experiments it falls by more
-# than 100 in those that sit on a plateau, and changes by less than 10 in those that learn at once.
+# The signal is healthy if it falls or rises by at most this factor from the first layer to fc1. In the article's
+# experiments it falls by more than 100 in those that sit on a plateau, and changes by less than 10 in those that learn
+# at once.
 FACTOR = 20
 
 
@@ -49,11 +49,11 @@ def main():
     given = parser.parse_args()
     tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
     try:
-        name = Path(given.what).stem if given.what.endswith('.py') else given.what
-        seen, loss_method = (probe_script if given.what.endswith('.py') else probe_run)(given, parser.prog)
+        *before, seen, loss_method = (probe_script if given.what.endswith('.py') else probe_run)(given, parser.prog)
         given.results_dir.mkdir(parents=True, exist_ok=True)
+        name = Path(given.what).name
         path = given.results_dir / f'{name}-probe.png'
-        plots.save(plots.probe_figure(name, seen, verdict(seen, loss_method)), path)
+        plots.save(plots.probe_figure(name, seen, verdict(seen, loss_method), *before), path)
         print(f'{parser.prog}: {options.shown(path)}', file=sys.stderr)
     except (Refused, mnist.Unavailable, ImportError, OSError) as error:
         sys.exit(f'{parser.prog}: {error}')
@@ -76,7 +76,7 @@ def probe_script(given, program):
 
 def probe_run(given, program):
     """Print what test images show of a run's network, before it trained and at its newest checkpoint: its own script,
-    as its record has it. Returns what `look` saw at the checkpoint, and the loss method."""
+    as its record has it. Returns what `look` saw then and now, and the loss method."""
     path = given.results_dir / f'{given.what}.json'
     if not path.exists():
         raise Refused(f'there is no run {given.what} in {options.shown(given.results_dir)}; a script ends in .py')
@@ -86,21 +86,23 @@ def probe_run(given, program):
     if checkpoints.step is None:
         raise Refused(f'{given.what} has no checkpoint in {checkpoints.folder}')
     test = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0).test
-    batch = test.images[:IMAGES], test.labels[:IMAGES]
+    batch = test.images[:propagation.IMAGES], test.labels[:propagation.IMAGES]
     epochs, iterations = divmod(checkpoints.step, batches(chosen))
     when = f'after epoch {epochs}' + (f' and {iterations} iterations' if iterations else '')
-    print(f'{program}: {given.what}, {len(batch[0])} test images, before training and {when}', file=sys.stderr)
-    with built(record['script'], record['source'], chosen['loss'], chosen['seed']) as (g, sess):
+    precision = ops.available(record['precision'])
+    print(f'{program}: {given.what}, {len(batch[0])} test images, before training and {when}, in {precision}',
+          file=sys.stderr)
+    with built(record['script'], record['source'], chosen['loss'], chosen['seed'], precision) as (g, sess):
         before = look(g, sess, *batch)
         checkpoints.restore()
         seen = look(g, sess, *batch)
     print(f'Before training:\n\n{table(before, chosen["loss"])}\n\n{when.capitalize()}:\n\n'
           f'{table(seen, chosen["loss"])}', flush=True)
-    return seen, chosen['loss']
+    return before, seen, chosen['loss']
 
 
 @contextlib.contextmanager
-def built(name, source, loss_method, seed):
+def built(name, source, loss_method, seed, precision='float32'):
     """The graph of a script, initialized from a seed: what build_graph returns, and the session.
 
     name: the script's, for error messages. source: its text. Raises Refused where it has no build_graph.
@@ -110,7 +112,8 @@ def built(name, source, loss_method, seed):
     if 'build_graph' not in module:
         raise Refused(f'{name} has no build_graph')
     config = tf.ConfigProto(allow_soft_placement=True, gpu_options=tf.GPUOptions(allow_growth=True))
-    with tf.Graph().as_default(), tf.Session(config=config) as sess:
+    ops.configure(config, precision)
+    with ops.precision(precision), tf.Graph().as_default(), tf.Session(config=config) as sess:
         tf.set_random_seed(seed)
         g = module['build_graph'](loss_method)
         sess.run(tf.global_variables_initializer())
@@ -121,50 +124,47 @@ def look(g, sess, batch_xs, batch_ys):
     """What one training step would see, without taking it.
 
     g: what build_graph returns. batch_xs: [batch, 784]. batch_ys: [batch, 10]. Returns a namespace: layers, a list of
-    namespaces, each a name and what `measure` gives, and gradient, its norm over that of the weights; masked, the names
-    of those seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output and
-    labels, [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g, or its loss
-    cannot be evaluated.
+    namespaces, each a name, its signal, what `measure` gives, and gradient, its norm over that of the weights; masked,
+    the names of those seen before their dropout; loss, the script's own, and losses, a dict by method; output, y_output
+    and labels, [batch, 10]; largest_logit_gap; zero_probabilities. Raises Refused where a layer is not in g, or its
+    loss cannot be evaluated.
     """
     feed_dict = evaluation.feed(g, image_shape_scale(batch_xs), batch_ys)
-    names = list(dict.fromkeys(map(_layer, g.W_conv)))
-    missing = [name for name in names if not isinstance(getattr(g, name, None), tf.Tensor)]
-    if missing or 'fc1' not in names:
+    layers = propagation.layers(g)
+    missing = dict.fromkeys([*map(propagation.layer_of, g.W_conv), 'fc1']).keys() - layers.keys()
+    if missing:
         raise Refused('the script needs a tensor named like each layer of W_conv, and fc1: there is no '
-                      f'{", ".join(missing) or "fc1"}')
+                      f'{", ".join(sorted(missing))}')
     evaluation.check(g)
-    activations = {name: before_dropout(getattr(g, name)) for name in names}
+    signals = {name: propagation.signal(tensor) for name, tensor in layers.items()}
     # Beside the script's own loss, each method's: the same arithmetic on the same logits.
     cross_entropies = tf.nn.softmax_cross_entropy_with_logits(logits=g.output, labels=g.y)
     losses = {'manual': -tf.reduce_sum(g.y * tf.log(g.y_output)),
               'builtin': tf.reduce_mean(cross_entropies), 'stable': tf.reduce_sum(cross_entropies)}
     gradients = dict(zip(g.W_conv, tf.gradients(g.loss, list(g.W_conv.values())), strict=True))
-    seen = sess.run({'activations': activations, 'gradients': gradients, 'losses': losses, 'loss': g.loss,
+    seen = sess.run({'layers': layers, 'signals': signals, 'gradients': gradients, 'losses': losses, 'loss': g.loss,
                      'weights': g.W_conv, 'output': g.output, 'y_output': g.y_output}, feed_dict=feed_dict)
-    masked = [name for name in names if activations[name] is not getattr(g, name)]
     with np.errstate(divide='ignore', invalid='ignore'):    # weights of 0 have no ratio
-        layers = [SimpleNamespace(name=name, **measure(seen['activations'][name]),
-                                  gradient=_norm(name, seen['gradients']) / _norm(name, seen['weights']))
-                  for name in names]
+        found = [SimpleNamespace(name=name, signal=seen['signals'][name], **measure(output),
+                                 gradient=_norm(name, seen['gradients']) / _norm(name, seen['weights']))
+                 for name, output in seen['layers'].items()]
     return SimpleNamespace(
-        layers=layers, masked=masked, loss=seen['loss'], losses=seen['losses'], output=seen['output'],
-        y_output=seen['y_output'], labels=batch_ys, largest_logit_gap=largest_logit_gap(seen['output']),
-        zero_probabilities=int((seen['y_output'] == 0).sum()))
+        layers=found, masked=[name for name, tensor in layers.items() if tensor is not getattr(g, name)],
+        loss=seen['loss'], losses=seen['losses'], output=seen['output'], y_output=seen['y_output'], labels=batch_ys,
+        largest_logit_gap=largest_logit_gap(seen['output']), zero_probabilities=int((seen['y_output'] == 0).sum()))
 
 
 def measure(activations):
-    """Of a layer's outputs, [batch, ...]: a dict of their deviation, largest, share of zeros, and signal, the
-    deviation across the images, root mean square over the units."""
+    """Of a layer's outputs, [batch, ...]: a dict of their deviation, largest, and share of zeros."""
     activations = activations.astype(np.float64)
-    return {'deviation': activations.std(), 'largest': np.abs(activations).max(), 'zeros': (activations == 0).mean(),
-            'signal': np.sqrt(activations.var(axis=0).mean())}
+    return {'deviation': activations.std(), 'largest': np.abs(activations).max(), 'zeros': (activations == 0).mean()}
 
 
 def verdict(seen, loss_method):
     """What look saw, in one sentence."""
     if not np.isfinite(seen.loss):
         cause = describe(explain(loss_method, seen.output, seen.y_output, seen.labels))
-        return f'The next training loss will be {seen.loss}. Cause: {cause}.'
+        return f'The loss of this batch is {seen.loss}. Cause: {cause}.'
     first = seen.layers[0]
     start, end = first.signal, next(layer.signal for layer in seen.layers if layer.name == 'fc1')
     rises = end > start
@@ -189,19 +189,14 @@ def table(seen, loss_method):
         *lines, '',
         f'largest logit gap {seen.largest_logit_gap:.4g}; {seen.zero_probabilities} of {seen.y_output.size} softmax '
         'probabilities are 0',
-        f'loss of the next training step, by method: {by_method}',
+        f'loss of this batch, by method: {by_method}',
         verdict(seen, loss_method)])
-
-
-def _layer(key):
-    """The layer that a key of W_conv belongs to: conv4_1 and conv4_2 are conv4's."""
-    return key.partition('_')[0]
 
 
 def _norm(name, arrays):
     """The norm of those of a dict's arrays that are the layer's."""
     return np.sqrt(sum(np.square(array, dtype=np.float64).sum() for key, array in arrays.items()
-                       if _layer(key) == name))
+                       if propagation.layer_of(key) == name))
 
 
 if __name__ == '__main__':

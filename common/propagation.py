@@ -2,7 +2,8 @@
 
 It is the standard deviation across the images of each unit, root mean square over the units, before dropout. The
 standard deviation of the whole output would hide a dying signal: biases keep it up, and they are the same for all
-images.
+images. In bfloat16 each value is rounded, and that, too, differs between images: where the outputs are about 0.1, a
+signal below 1e-4 is lost in it.
 (Schoenholz et al. 2017, "Deep Information Propagation"; Hanin and Rolnick 2018, "How to Start Training".)
 """
 import numpy as np
@@ -13,14 +14,18 @@ from common.evaluation import feed
 IMAGES = 200        # the first test images, on which a run measures it
 
 
+def layer_of(key):
+    """The layer that a key of W_conv belongs to: conv4_1 and conv4_2 are conv4's."""
+    return key.partition('_')[0]
+
+
 def layers(g):
     """The outputs of the layers before dropout, [batch, ...]: {name: tensor}, in the order of the network.
 
-    g: what build_graph returns. A layer is a tensor of g that is named like a key of W_conv (conv4_1 and conv4_2 are
-    conv4's). One that g does not hold is left out.
+    g: what build_graph returns. A layer is a tensor of g that is named like one of W_conv. One that g does not hold is
+    left out.
     """
-    names = dict.fromkeys(key.partition('_')[0] for key in g.W_conv)
-    found = {name: getattr(g, name, None) for name in names}
+    found = {name: getattr(g, name, None) for name in dict.fromkeys(map(layer_of, g.W_conv))}
     return {name: before_dropout(tensor) for name, tensor in found.items() if isinstance(tensor, tf.Tensor)}
 
 
@@ -46,7 +51,11 @@ def unmasked(g):
 
 
 class Watch:
-    """The signal of a run: before it trains, and after each epoch, in the very run that measures the test accuracy."""
+    """The signal of a run: before it trains, and after each epoch, in the very run that measures the test accuracy.
+
+    Where a script has batch normalization, an image's signal depends on its batch: those IMAGES before training, all
+    test images after an epoch.
+    """
 
     def __init__(self):
         self._tensors = {}
@@ -65,7 +74,7 @@ class Watch:
         return _recordable(found)
 
     def beside(self, g, epoch):
-        """A function to run a figure with a feed_dict. Its first call also puts the signal into epoch, a dict."""
+        """A function that runs a figure with a feed_dict. Its first call also puts the signal into epoch, a dict."""
         sess, tensors = tf.get_default_session(), self._signals(g)
 
         def run(figure, feed_dict):
@@ -80,12 +89,12 @@ class Watch:
         """The signal of each layer on the first images that are fed: {name: tensor []}."""
         if not self._tensors:
             with tf.name_scope('signal'):
-                self._tensors = {name: _signal(tensor[:IMAGES]) for name, tensor in unmasked(g).items()}
+                self._tensors = {name: signal(tensor[:IMAGES]) for name, tensor in unmasked(g).items()}
         return self._tensors
 
 
-def _signal(x):
-    """[images, ...] float32 to []."""
+def signal(x):
+    """The signal of a layer's output: [images, ...] float32 to []."""
     return tf.sqrt(tf.reduce_mean(tf.math.reduce_variance(x, axis=0)))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from common import benchmark, compare, options, recorded, story
 from common.recorded import ARTICLE_BATCHES, REFERENCE, Recorded, article_figures, author_figures, grid
 from common.scripts import ROOT, SCRIPTS
-from common.story import PARENTS, PLATEAU, code, runs
+from common.story import PARENTS, code, guessing, runs
 from common.terminal import counted
 
 EPOCHS = 50             # of the article's runs
@@ -87,7 +87,7 @@ def saw_of(n, saw):
     figures = author_figures().get(n, {})
     accuracies = {epoch: accuracy for epoch, (_, accuracy) in figures.items()}
     return saw.format(
-        plateau=sum(float(loss) > PLATEAU for loss, _ in figures.values()), first=accuracies.get(1),
+        plateau=sum(guessing(loss) for loss, _ in figures.values()), first=accuracies.get(1),
         last=accuracies.get(EPOCHS), best=max((accuracy for _, accuracy in article_figures().get(n, {}).values()),
                                               default=None),
         nan=next((epoch for epoch, (loss, _) in figures.items() if loss == 'nan'), None))

@@ -156,9 +156,9 @@ class Run:
         """
         if self._pace.done == 0:
             evaluation.check(g)
-            signal = self._signal.begin(g, self._data.test_images, self._data.test_labels)
-            if self._step == 0:
-                self.record['signal_before_training'] = signal
+        if self._step == 0:
+            self.record['signal_before_training'] = self._signal.begin(
+                g, self._data.test_images, self._data.test_labels)
         fetches = [g.train_step, g.loss, g.output, g.y_output, learning_rate(tf.get_default_graph())]
         _, loss, output, y_output, rates = tf.get_default_session().run(fetches, feed_dict=feed_dict)
         gap = largest_logit_gap(output)
