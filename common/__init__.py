@@ -30,7 +30,7 @@ Of a sweep:
     watch           what happens meanwhile where it was started
 Commands, python -m common.NAME:
     compare         runs side by side, with each other and with the article
-    probe           one batch through a network before any training
+    probe           one batch through a network: a script's before training, a run's at its checkpoint
     sweep           many runs, on this machine or on a Ray cluster
     benchmark       seconds an iteration, the article's way and ours
     readme          writes what is generated in the READMEs and docstrings

@@ -20,8 +20,8 @@ from common.scripts import ROOT
 def main():
     """Print what the command line asks for. Status 1, with one line on stderr, where a run cannot be read."""
     parser = argparse.ArgumentParser(prog='python -m common.compare', allow_abbrev=False, description=(
-        'Runs side by side, with each other and with the article: a table, figures and, for two runs, the difference '
-        'between their scripts.'))
+        'Runs side by side, with each other and with the article: tables, figures, when plateaus should have ended and '
+        'did, and the difference between two scripts.'))
     parser.add_argument('runs', nargs='*', metavar='RUN', help="a run's name, a CSV or a folder of them "
                         '(default: all in the results folder and in results/reference)')
     parser.add_argument('--verdicts', action='store_true',
@@ -83,10 +83,9 @@ def beside_article(runs, markdown=False):
 
 def forecasts(runs, markdown=False):
     """When the plateau of each run ended, and what was predicted from its signal; None where nothing was."""
-    rows = [[run.name, end or 'not yet', ', '.join(f'{epoch}: {when}' for epoch, when in told.items())]
+    rows = [[run.name, end or 'not yet', ', '.join(f'{when} (after {epoch})' for epoch, when in told.items())]
             for run in runs for told, end in [run.plateau] if told]
-    header = ['run', 'its plateau ended in epoch', 'predicted (after epoch: ends in epoch)']
-    return grid(header, rows, markdown) if rows else None
+    return grid(['run', 'its plateau ended in epoch', 'predicted'], rows, markdown) if rows else None
 
 
 def difference(runs, markdown=False):

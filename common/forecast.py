@@ -28,7 +28,7 @@ def is_guessing(loss, images, loss_method):
     return bool(abs(loss - guess) <= 0.02 * guess)
 
 
-def signals(record, *layers):
+def recorded_signals(record, *layers):
     """The signal of layers before training and after each epoch, as a record holds it: {layer: list}; {} in an older
     record, which has none."""
     each = [record.get('signal_before_training'), *(epoch.get('signal') for epoch in record['epochs'])]
@@ -38,7 +38,7 @@ def signals(record, *layers):
 
 def signals_at_fc1(record):
     """That of fc1, a list; [] where there is none."""
-    return signals(record, 'fc1').get('fc1', [])
+    return recorded_signals(record, 'fc1').get('fc1', [])
 
 
 def in_words(record, loss):
@@ -46,8 +46,8 @@ def in_words(record, loss):
     chosen, when = record['options'], predicted(signals_at_fc1(record))
     if when is None or when >= chosen['epochs'] or not is_guessing(loss, chosen['test_images'], chosen['loss']):
         return None
-    return ('the loss is still that of a network that guesses, but the signal grows. From its last '
-            f'{LEAST} values, the plateau should end in epoch {int(when) + 1}')
+    return ('the loss is still that of a network that guesses, but the difference between images grows at fc1 (the '
+            f'signal). By its last {LEAST} values, the plateau should end in epoch {int(when) + 1}')
 
 
 def history(signals, losses, images, loss_method):

@@ -47,9 +47,13 @@ def main():
     parser.add_argument('--results-dir', type=options.folder, default=options.RESULTS_DIR, metavar='DIR',
                         help='folder of the run, and for the figure (default: results)')
     given = parser.parse_args()
+    of_script = given.what.endswith('.py')
+    changed = [name for name in ('seed', 'batch_size', 'loss') if getattr(given, name) != parser.get_default(name)]
+    if changed and not of_script:
+        parser.error('--seed, --batch-size and --loss are for a script: a run has its own')
     tf.logging.set_verbosity(tf.logging.ERROR)      # no advice to leave TensorFlow 1's functions
     try:
-        *before, seen, loss_method = (probe_script if given.what.endswith('.py') else probe_run)(given, parser.prog)
+        *before, seen, loss_method = (probe_script if of_script else probe_run)(given, parser.prog)
         given.results_dir.mkdir(parents=True, exist_ok=True)
         name = Path(given.what).name
         path = given.results_dir / f'{name}-probe.png'

@@ -112,7 +112,7 @@ class Run:
             die(error.args[0])
         if handled and self._given.show and self._state.rows:
             with contextlib.suppress(KeyboardInterrupt):
-                plots.show(self.name, self._state.rows, forecast.signals(self.record, 'conv1', 'fc1'))
+                plots.show(self.name, self._state.rows, forecast.recorded_signals(self.record, 'conv1', 'fc1'))
         return handled
 
     @contextlib.contextmanager
@@ -253,7 +253,7 @@ class Run:
     def _plot(self):
         """Draw the run. Where that fails, say so and go on: the figures are in the CSV."""
         try:
-            signals = forecast.signals(self.record, 'conv1', 'fc1')
+            signals = forecast.recorded_signals(self.record, 'conv1', 'fc1')
             plots.save(plots.run_figure(self.name, self._state.rows, signals), self._state.files.png)
         except Exception as error:      # what matplotlib raises where its settings ask for what is not installed
             self.say(f'the plot cannot be drawn: {error}')

@@ -115,16 +115,22 @@ def test_difference_of_the_same_script(make, tmp_path):
 # The command
 
 def test_command(make, tmp_path, command):
-    runs = load(make('before', 2, LEARNT), make('after', 2, LEARNT, replace=[('1e-4', '1e-3')]))
+    """One of the runs was recorded before there was a signal."""
+    runs = load(make('before', 2, LEARNT),
+                make('after', 2, PLATEAU, signals=[1e-4, 2e-4, 4e-4, 1e-1], replace=[('1e-4', '1e-3')]))
     status, stdout, stderr = command('before', 'after', '--results-dir', tmp_path, '--markdown')
     assert status == 0 and stdout == '\n\n'.join([
-        compare.overview(runs, True), *compare.beside_article(runs, True), compare.difference(runs, True)]) + '\n'
-    figures = [tmp_path / f'compare-{kind}.png' for kind in ('accuracy', 'loss')]
+        compare.overview(runs, True), *compare.beside_article(runs, True), compare.forecasts(runs, True),
+        compare.difference(runs, True)]) + '\n'
+    assert '| after | not yet | ' in stdout
+    figures = [tmp_path / f'compare-{kind}.png' for kind in ('accuracy', 'loss', 'signal')]
     assert all(path.name in stderr for path in figures)
     before = [path.read_bytes() for path in figures]
     assert all(content.startswith(b'\x89PNG') and len(content) > 10_000 for content in before)
     command('before', 'after', '--results-dir', tmp_path)
     assert [path.read_bytes() for path in figures] == before, 'the same runs give the same file'
+    figures[-1].unlink()
+    assert command('before', '--results-dir', tmp_path)[0] == 0 and not figures[-1].exists(), 'no run has a signal'
 
 
 def test_figures_that_cannot_be_written(make, tmp_path, command):

@@ -1,7 +1,6 @@
 """common.plots and common.labels: what is on a figure's axes."""
 import functools
 import itertools
-import json
 from types import SimpleNamespace
 
 import matplotlib
@@ -126,10 +125,11 @@ def test_show(monkeypatch):
 def test_what_the_probe_saw():
     layers = [SimpleNamespace(name=name, deviation=0.5, signal=signal, zeros=0.25, gradient=0.0)
               for name, signal in (('conv1', 0.3), ('fc1', 0.002))]
-    figure = plots.probe_figure('alexnet2', SimpleNamespace(layers=layers, masked=['fc1']), 'It dies.')
+    before = SimpleNamespace(layers=[SimpleNamespace(signal=0.1), SimpleNamespace(signal=0.004)])
+    figure = plots.probe_figure('alexnet2', SimpleNamespace(layers=layers, masked=['fc1']), 'It dies.', before)
     upper, middle, lower = figure.axes
     assert figure.get_suptitle() == 'alexnet2: It dies.'
-    assert [list(line.get_ydata()) for line in upper.lines] == [[0.5, 0.5], [0.3, 0.002]]
+    assert [list(line.get_ydata()) for line in upper.lines] == [[0.5, 0.5], [0.3, 0.002], [0.1, 0.004]]
     assert upper.get_yscale() == 'log' and upper.get_ylim() == (0.001, 1)
     assert list(middle.lines[0].get_ydata()) == [0.25, 0.25]
     assert lower.get_title() and 'fc1' in lower.get_xlabel(), 'gradients of 0 are not on its axis'
@@ -175,17 +175,11 @@ def test_runs_that_are_nan(make):
 
 
 def test_curves_of_the_signal(make):
-    """From before training on; a run whose record has none is left out by compare."""
-    path = make('run', 2, ROWS)
-    record = json.loads(path.with_suffix('.json').read_text())
-    record['signal_before_training'] = {'fc1': 1e-4}
-    for epoch, signal in zip(record['epochs'], [2e-4, 4e-4, 1e-1], strict=True):
-        epoch['signal'] = {'fc1': signal}
-    path.with_suffix('.json').write_text(json.dumps(record))
+    """From before training on."""
+    path = make('run', 2, ROWS, signals=[1e-4, 2e-4, 4e-4, 1e-1])
     axes = plots.curves([[Recorded(path)]], {}, 'signal').axes[0]
     assert points(lines(axes)['run-run']) == [(0, 1e-4), (1, 2e-4), (2, 4e-4), (3, 1e-1)]
     assert 'guessing' not in lines(axes) and lines(axes)['run-run'].get_color() == plots.COLOURS[2]
-    assert not len(Recorded(make('old', 2, ROWS)).signals)
 
 
 def test_names(make, tmp_path):

@@ -246,6 +246,9 @@ def test_what_is_refused(given, message, command, tmp_path):
     assert message in status and '\n' not in status and not stdout
 
 
-def test_a_batch_of_one_image_is_refused(command):
-    status, _, stderr = command('alexnet4.py', '--batch-size', 1)
-    assert status == 2 and "--batch-size: '1' is not a whole number from 2" in stderr
+@pytest.mark.parametrize('given, message', [
+    (['alexnet4.py', '--batch-size', 1], "--batch-size: '1' is not a whole number from 2"),
+    (['alexnet4', '--seed', 0], '--seed, --batch-size and --loss are for a script: a run has its own')])
+def test_bad_command_lines(given, message, command):
+    status, _, stderr = command(*given)
+    assert status == 2 and message in stderr

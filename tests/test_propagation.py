@@ -1,6 +1,5 @@
 """The signal against NumPy, that measuring it changes nothing, and what is predicted from it."""
 import importlib.util
-import json
 
 import numpy as np
 import pytest
@@ -148,7 +147,7 @@ def test_what_a_run_says():
     epochs = [{'signal': {'fc1': 1 / (50 - 4 * epoch)}} for epoch in (1, 2, 3)]
     chosen = {'test_images': 1000, 'loss': 'manual', 'epochs': 13}
     record = {'options': chosen, 'epochs': epochs, 'signal_before_training': {'fc1': 0.02}}
-    assert forecast.in_words(record, 2300).endswith('From its last 3 values, the plateau should end in epoch 13')
+    assert forecast.in_words(record, 2300).endswith('By its last 3 values, the plateau should end in epoch 13')
     assert forecast.in_words(record | {'options': chosen | {'epochs': 12}}, 2300) is None, 'after its last epoch'
     assert forecast.in_words(record, 1500) is None
     assert forecast.in_words(record | {'epochs': epochs[:1]}, 2300) is None
@@ -165,12 +164,8 @@ def test_history_of_a_plateau():
 
 
 def test_compare_shows_predicted_and_real(tmp_path):
-    path = write_run(tmp_path, 'run', 2, [(2300, 0.1), (2301, 0.1), (2299, 0.1), (900, 0.6)])
-    record = read_json(path.with_suffix('.json'))
-    record['signal_before_training'] = {'fc1': 1 / 55}
-    for epoch, signal in zip(record['epochs'], [1 / 45, 1 / 35, 1 / 25, 1], strict=True):
-        epoch['signal'] = {'fc1': signal}
-    path.with_suffix('.json').write_text(json.dumps(record))
+    path = write_run(tmp_path, 'run', 2, [(2300, 0.1), (2301, 0.1), (2299, 0.1), (900, 0.6)],
+                     signals=[1 / 55, 1 / 45, 1 / 35, 1 / 25, 1])
     table = compare.forecasts([Recorded(path)])
-    assert table.splitlines()[1].split('  ')[-1].strip() == '2: 6, 3: 6' and ' 4 ' in table
+    assert table.splitlines()[1].split('  ')[-1].strip() == '6 (after 2), 6 (after 3)' and ' 4 ' in table
     assert compare.forecasts([Recorded(write_run(tmp_path, 'old', 2, [(2300, 0.1)]))]) is None

@@ -14,8 +14,9 @@ PLATEAU = [(2301.5, 0.1), (2300.25, 0.12), (2300.0, 0.125)]
 NAN = ('nan', 0.085)
 
 
-def write_run(folder, name, experiment, rows, divergence=None, replace=(), **chosen):
-    """Write a run's CSV and record. divergence: (epoch, iteration); replace: changes of the script; then options."""
+def write_run(folder, name, experiment, rows, divergence=None, replace=(), signals=(), **chosen):
+    """Write a run's CSV and record. divergence: (epoch, iteration); replace: changes of the script; signals: at fc1,
+    the first before training; then options."""
     source = (ROOT / f'alexnet{experiment}.py').read_text()
     for old, new in replace:
         assert old in source
@@ -28,6 +29,8 @@ def write_run(folder, name, experiment, rows, divergence=None, replace=(), **cho
         'divergence': divergence and {'epoch': divergence[0], 'iteration': divergence[1], 'loss': 'nan',
                                       'cause': 'loss formula'},
         'epochs': [{'seconds': 10.0 + k} for k in range(len(rows))]}
+    for part, signal in zip([record, *record['epochs']], signals, strict=False):
+        part['signal_before_training' if part is record else 'signal'] = {'fc1': signal}
     (folder / f'{name}.json').write_text(json.dumps(record))
     path = folder / f'{name}.csv'
     path.write_text(''.join(f'{loss},{accuracy}\n' for loss, accuracy in rows))
