@@ -71,7 +71,6 @@ def sweep(given, script_options):
         watch = Watch(given.results_dir, name, cluster, say)
         runs, unreadable = _runs(given, script_options, cluster, watch)
         tuner = _tuner(given, runs, cluster, watch, storage)
-        say(f'{counted(len(runs), "run") if runs else "its runs"}, {cluster}. Sweep: {name}')
         watch.take(tuner.fit())
     finally:
         ray.shutdown()
@@ -94,7 +93,7 @@ def _parser():
     add('--storage', metavar='PLACE', help="where checkpoints go: a folder that all machines see, or a bucket's "
         'address, such as s3://bucket/folder (default, on one machine: .sweeps in the results folder)')
     add('--checkpoint-every', type=between(1, 1000), default=1, metavar='N',
-        help='epochs from one checkpoint to the next, 230 MB each; records arrive with them (default: 1)')
+        help='write a checkpoint (230 MB) and fetch the record every N epochs (default: 1)')
     add('--resume', metavar='SWEEP', help='go on with that sweep')
     add('--data-dir', type=folder, default=DATA_DIR, metavar='DIR',
         help="folder of MNIST's files. A machine without it fetches its own (default: MNIST_data)")
@@ -112,19 +111,22 @@ def _split(arguments):
 
 
 def _check(parser, given, script_options):
-    """Refuse what a resumed sweep has, what every script would refuse, and what the sweep itself gives them."""
+    """Refuse options that a resumed sweep cannot change, that every script would refuse, or that the sweep sets."""
     if given.resume:
         changed = [option for option in ('seeds', 'checkpoint_every', 'data_dir')
                    if getattr(given, option) != parser.get_default(option)]
         if changed or script_options:
             option = f'--{changed[0].replace("_", "-")}' if changed else '--'
             parser.error(f'a resumed sweep keeps its options: leave out {option}')
-    given = vars(options.parser(f'{PROGRAM} ... --', None, options.defaults()).parse_args(script_options))
+    script_parser = options.parser(f'{PROGRAM} ... --', None, options.defaults())
+    of_script = script_parser.parse_args(script_options)
+    options.chosen(script_parser, of_script, options.defaults())
+    default = script_parser.parse_args([])
     for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
-        if given.get(option):
-            parser.error(f'--{option} is no option of a sweep')
+        if getattr(of_script, option, None) != getattr(default, option, None):
+            parser.error(f'--{option} cannot be given to a script of a sweep')
     for option in 'data_dir', 'results_dir':
-        if given[option] != getattr(options, option.upper()):
+        if getattr(of_script, option) != getattr(default, option):
             parser.error(f'give --{option.replace("_", "-")} before --')
 
 
@@ -242,9 +244,13 @@ def _tuner(given, runs, cluster, watch, storage):
 
 def _conclude(given, watch, unreadable):
     """Say how the sweep ended. Returns the exit status."""
-    paths = [given.results_dir / f'{each}.csv' for each in watch.names]
-    if runs := recorded.load([path for path in paths if path.with_suffix('.json').exists()], given.results_dir):
-        print(compare.overview(runs), flush=True)
+    runs = []
+    for path in [given.results_dir / f'{name}.csv' for name in watch.names]:
+        with contextlib.suppress(Refused, OSError):     # it could not be fetched whole: watch says so
+            runs += [recorded.Recorded(path)] if path.with_suffix('.json').exists() else []
+    if runs:
+        with contextlib.suppress(OSError):      # the terminal may be gone
+            print(compare.overview(runs), flush=True)
     if watch.signals.received:
         words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
         for option in 'address', 'storage', 'results_dir', 'cpus_per_run', 'gpus_per_run':

@@ -58,6 +58,13 @@ def train(config):
     folder = Path.cwd()         # Ray's, for this trial on this machine
     results = folder / 'results'
     shutil.rmtree(results, ignore_errors=True)      # of an earlier start on this machine
+    try:
+        _train(run, folder, results)
+    finally:        # Ray keeps what is in its folder
+        shutil.rmtree(results, ignore_errors=True)
+
+
+def _train(run, folder, results):
     if checkpoint := tune.get_checkpoint():
         checkpoint.to_directory(results)
     watched = Watched(run, folder, results)
@@ -81,7 +88,6 @@ def train(config):
         watched.report(failed=line)
         raise Failed(line)
     watched.report()
-    shutil.rmtree(results)
 
 
 class Watched:
@@ -144,6 +150,7 @@ class Watched:
     def wait_for_the_end(self):
         """Report what the run has kept, and wait until Ray ends this trial: it goes on when the sweep is resumed."""
         self.report()
+        shutil.rmtree(self._results)
         while True:         # Ray asks for the next report once it has kept the checkpoint of the one before
             tune.report(self._told | {'ended': True})
             time.sleep(POLL)
@@ -181,7 +188,7 @@ class Watched:
 
     @contextlib.contextmanager
     def _paused(self):
-        """Inside, the process stands still: its files go together at any moment, but not from moment to moment."""
+        """Inside, the process stands still: its files agree at any moment, but they are copied one after the other."""
         with contextlib.suppress(ChildProcessError):        # it has ended meanwhile
             self._process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

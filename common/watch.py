@@ -1,15 +1,16 @@
 """What happens where a sweep was started, while its runs go on elsewhere: their lines, their records, their end."""
 import json
-import os
 import signal
 import statistics
+from pathlib import Path
 
 import ray
+from pyarrow.fs import FileSelector
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.records import Files, Refused, checkpoint_folder, read_record
-from common.terminal import ENDING, Signals, duration
+from common.terminal import Signals, counted, duration
 from common.trial import Ending
 
 LOSSES = 3      # how often a run may be lost with its process or its machine
@@ -35,10 +36,8 @@ class Watch(tune.Callback):
         self.names, self.failed, self.unfetched = [], {}, {}
         self._results_dir, self.sweep, self._cluster, self._say = results_dir, sweep, cluster, say
         self._files, self._figures, self._ended = {}, {}, set()
-        self._actor, self._total, self._waiting = None, 0, False
-        # SIGUSR1 is Tune's: see on_step_begin.
-        self.signals = Signals(say, 'ending each run after its iteration; a second signal ends them at once',
-                               [number for number in ENDING if number != signal.SIGUSR1])
+        self._actor, self._end_tune, self._total, self._waiting = None, None, 0, False
+        self.signals = Signals(say, 'ending each run after its iteration; a second signal ends them at once')
         self.signals.start()
         Watch.latest = self
 
@@ -59,7 +58,10 @@ class Watch(tune.Callback):
         """Called before the first step. total_num_samples: of how many runs Tune knows."""
         self._total = total_num_samples
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor = Ending.options(name=self.sweep, scheduling_strategy=here).remote()
+        self._actor = Ending.options(name=self.sweep, scheduling_strategy=here, max_restarts=-1).remote()
+        # At SIGUSR1 Tune would end at once. It is to end when the runs have: on_step_begin calls its handler then.
+        self._end_tune = signal.signal(signal.SIGUSR1, lambda *_: None)
+        self._say(f'{counted(total_num_samples, "run")}, {self._cluster}. Sweep: {self.sweep}')
 
     def on_step_begin(self, iteration, trials, **info):
         """Called some ten times a second. trials: those that Tune has made so far."""
@@ -72,7 +74,7 @@ class Watch(tune.Callback):
                 self._figures[name] = trial.last_result
             if name not in self._files:     # the sweep is resumed
                 trial.max_failures = LOSSES + trial.run_metadata.num_failures
-                self._reopen(name, trial.checkpoint)
+                self._reopen(name, trial.checkpoint, trial.storage.storage_filesystem, trial.path)
         waited = self._waiting
         self._waiting = all(trial.status != trial.RUNNING for trial in trials) and not self._cluster.room()
         if self._waiting and not waited:
@@ -80,12 +82,15 @@ class Watch(tune.Callback):
         if self.signals.received:
             self._actor.ask.remote()
             if all(trial.trial_id in self._ended for trial in trials if trial.status == trial.RUNNING):
-                os.kill(os.getpid(), signal.SIGUSR1)        # with this, Tune notes where it is, and ends
+                self._end_tune(signal.SIGUSR1, None)        # Tune notes where it is
 
-    def _reopen(self, name, checkpoint):
-        """Take the files of a resumed sweep's run. Raises Refused where another run has its name by now."""
+    def _reopen(self, name, checkpoint, filesystem, path):
+        """Take the files of a resumed sweep's run. Raises Refused where another run has its name by now.
+
+        checkpoint: the one that Tune knows of, or None. path: the run's folder in the storage.
+        """
         csv = self._results_dir / f'{name}.csv'
-        if csv.exists() and _same_run(csv, checkpoint):
+        if csv.exists() and _same_run(csv, filesystem, path):
             self._files[name] = Files.reopen(self._results_dir, name)
         elif csv.exists() or self.claim(name) != name:
             raise Refused(f'{csv} belongs to another run now: move its files away, then resume')
@@ -95,10 +100,10 @@ class Watch(tune.Callback):
     def take(self, results):
         """Take the records of a sweep that was complete when it was resumed. results: what Tuner.fit returned."""
         for result in results:
-            name = result.config['run']['name']
-            if name not in self.names:
+            name = result.config and result.config['run']['name']       # None where the run has reported nothing
+            if name and name not in self.names:
                 self.names.append(name)
-                self._reopen(name, result.checkpoint)
+                self._reopen(name, result.checkpoint, result.filesystem, result.path)
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         """Tell how far a run is."""
@@ -113,7 +118,7 @@ class Watch(tune.Callback):
             self._figures[name] = result
             left = duration(result['seconds'] * (result['epochs'] - result['epoch']))
             self._say(f'{name}: epoch {result["epoch"]} of {result["epochs"]}, loss {result["loss"]:.5g}, accuracy '
-                      f'{result["accuracy"]:.3f}; {left} left, all runs {duration(self._left())}')
+                      f'{result["accuracy"]:.3f}; {left} left, {duration(self._left())} for all runs')
 
     def _left(self):
         """Seconds until all runs are done, as far as the epochs so far tell."""
@@ -121,6 +126,17 @@ class Watch(tune.Callback):
         seconds, epochs = (statistics.mean(figures[key] for figures in told) for key in ('seconds', 'epochs'))
         done = sum(figures['epoch'] for figures in told)
         return (self._total * epochs - done) * seconds / min(self._cluster.at_once, self._total)
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        """A run has ended."""
+        self._over(run_name(trial))
+
+    def _over(self, name):
+        """Leave what a run will not train any more out of the time left."""
+        if figures := self._figures.get(name):
+            self._figures[name] = figures | {'epochs': figures['epoch']}
+        else:
+            self._total -= 1
 
     def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
         """A run's folder is in the storage."""
@@ -140,17 +156,20 @@ class Watch(tune.Callback):
             self._say(f'{name}: {self.unfetched[name]}')
 
     def on_trial_recover(self, iteration, trials, trial, **info):
-        """A run was lost with its process or its machine."""
-        self._say(f'{run_name(trial)}: lost with its process or its machine; it goes on from its last checkpoint')
+        """A run was lost, with its process or its machine."""
+        self._say(f'{run_name(trial)}: lost ({_reason(trial)}); it goes on from its last checkpoint')
 
     def on_trial_error(self, iteration, trials, trial, **info):
         """A run has failed too often, or by its own fault."""
-        if run_name(trial) not in self.failed:
-            self.failed[run_name(trial)] = f'lost too often: {str(trial.get_error()).strip().splitlines()[-1]}'
-            self._say(f'{run_name(trial)}: {self.failed[run_name(trial)]}')
+        name = run_name(trial)
+        self._over(name)
+        if name not in self.failed:
+            self.failed[name] = f'lost too often: {_reason(trial)}'
+            self._say(f'{name}: {self.failed[name]}')
 
     def close(self):
-        """Give signals and locks back. Of a run that left nothing, nothing stays but the name, if it is to go on."""
+        """Give signals and locks back. The empty files of a run that has no record keep its name in a sweep that is to
+        go on; else they are removed."""
         self.signals.stop()
         for files in self._files.values():
             if not (files.json.exists() or self.signals.received or files.csv.exists() and files.csv.stat().st_size):
@@ -167,12 +186,26 @@ def _stored(checkpoint, name):
         return stream.read()
 
 
-def _same_run(csv, checkpoint):
-    """Whether what is here is of the run in the storage. checkpoint: None where nothing is there yet."""
-    record = csv.with_suffix('.json')
-    if checkpoint is None:
-        return not record.exists() and csv.stat().st_size == 0
-    return not record.exists() or read_record(record)['start'] == json.loads(_stored(checkpoint, record.name))['start']
+def _same_run(csv, filesystem, path):
+    """Whether what is here is of the run that has this folder in the storage.
+
+    Of a sweep that was killed, Tune may not know the newest checkpoint there.
+    """
+    record, rows = csv.with_suffix('.json'), csv.read_bytes()
+    if not rows and not record.exists():        # claimed, and nothing came yet
+        return True
+    stored = [tune.Checkpoint(info.path, filesystem)
+              for info in filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+              if info.base_name.startswith('checkpoint_')]
+    if not record.exists():     # the CSV comes first
+        return any((_stored(each, csv.name) or b'').startswith(rows) for each in stored)
+    return any(json.loads(_stored(each, record.name) or '{}').get('start') == read_record(record)['start']
+               for each in stored)
+
+
+def _reason(trial):
+    """The last line of a trial's latest error."""
+    return Path(trial.error_file).read_text(errors='replace').strip().rpartition('\n')[2]
 
 
 def _latest():

@@ -19,9 +19,10 @@ STUB = '''
 import json, sys, time
 from pathlib import Path
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-results, name = Path(given['--results-dir']), given['--name']
+results, name = Path(given['--results-dir']), given.get('--name') or given['--resume']
 checkpoints = results / '.checkpoints' / name
-checkpoints.mkdir(parents=True)
+checkpoints.mkdir(parents=True, exist_ok=True)
+(results / f'{name}.csv').unlink(missing_ok=True)
 record = {'script': 'stub.py', 'source': '', 'seed': int(given['--seed']), 'precision': 'float32', 'common': {},
           'options': {'epochs': 2, 'train_images': 200, 'batch_size': 200, 'seed': int(given['--seed'])},
           'start': '', 'epochs': [], 'divergence': None, 'resumed': []}

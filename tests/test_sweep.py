@@ -8,23 +8,23 @@ import runpy
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, last_line, read_json, snapshot
 from test_kill import change
 
-from common.records import REFERENCE, Refused, read_rows
+from common.records import read_rows
 
 cluster_utils = pytest.importorskip('ray.cluster_utils')
-ENV = {'PYTHONPATH': str(ROOT), 'RAY_USAGE_STATS_ENABLED': '0'}
+QUIET = {'RAY_USAGE_STATS_ENABLED': '0'}
+ENV = QUIET | {'PYTHONPATH': str(ROOT)}
 OPTIONS = list(map(str, SMALL[:-2]))
 
 
 @pytest.fixture(scope='module')
 def cluster():
-    node = {'num_cpus': os.cpu_count(), 'object_store_memory': 80 * 2**20, 'env_vars': ENV}
+    node = {'num_cpus': os.cpu_count(), 'object_store_memory': 80 * 2**20, 'env_vars': QUIET}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
     cluster.add = lambda: cluster.add_node(**node)
     cluster.second = cluster.add()
@@ -112,10 +112,10 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
     cluster.remove_node(cluster.second, allow_graceful=False)
     cluster.second = cluster.add()
-    lost = re.search(r'(alexnet4-seed\d): lost .*; it goes on from', wait_for(process, ': lost')[-1])[1]
+    lost = re.search(r'(alexnet4-seed\d): lost \(.+\); it goes on from', wait_for(process, ': lost')[-1])[1]
     other = (set(names) - {lost}).pop()
     os.kill(processes(other)[0], signal.SIGKILL)
-    wait_for(process, f'{other}: lost .*; it goes on from')
+    wait_for(process, rf'{other}: lost \(.*killed by SIGKILL\); it goes on from')
     wait_for(process, *(f'{name}: epoch' for name in names))
 
     process.send_signal(signal.SIGINT)
@@ -150,82 +150,26 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     assert snapshot(results) == kept and stdout.count(' complete') == 2, 'a complete sweep brings its records back'
 
 
-@pytest.fixture
-def watch(tmp_path):
-    from common.watch import Watch
-    said, cluster = [], SimpleNamespace(at_once=1, room=lambda: 1, share=lambda: '2 CPUs')
-    watch = Watch(tmp_path, 'sweep-1', cluster, said.append)
-    watch.said, watch.cluster = said, cluster
-    yield watch
-    watch.close()
+@pytest.mark.slow
+def test_on_one_machine(mnist_dir, tmp_path):
+    """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C."""
+    from sweep_overhead import STUB
+    (tmp_path / 'stub.py').write_text(STUB)
 
-
-def resumed_trial(name, checkpoint=None):
-    return SimpleNamespace(config={'run': {'name': name}}, last_result={}, checkpoint=checkpoint, status='PENDING',
-                           RUNNING='RUNNING', run_metadata=SimpleNamespace(num_failures=1), trial_id=name)
-
-
-def stored(folder, **files):
-    """The checkpoint of a run in the storage, with these files."""
-    from pyarrow.fs import LocalFileSystem
-    folder.mkdir()
-    for kind, text in files.items():
-        (folder / f'run.{kind}').write_text(text)
-    return SimpleNamespace(path=str(folder), filesystem=LocalFileSystem())
-
-
-@pytest.mark.parametrize('taken', ['run.csv', 'run.json', 'run.png', '.checkpoints/run'])
-def test_a_name_that_another_run_took_meanwhile(taken, watch, tmp_path):
-    """While a sweep waits to be resumed, its run has left nothing here yet."""
-    path = tmp_path / taken
-    path.parent.mkdir(exist_ok=True)
-    path.write_text('mine')
-    if taken == 'run.json':
-        (tmp_path / 'run.csv').touch()
-    with pytest.raises(Refused, match='run.csv belongs to another run now: move its files away'):
-        watch.on_step_begin(0, [resumed_trial('run')])
-    watch.close()
-    watch.signals.start()
-    assert path.read_text() == 'mine' and not list(tmp_path.glob('run-2*'))
-
-
-@pytest.mark.parametrize('same', [True, False])
-def test_a_name_that_another_run_took_after_the_record_was_moved_away(same, watch, tmp_path):
-    there = (REFERENCE / 'alexnet6.json').read_text()
-    here = there if same else there.replace('"start": "', '"start": "0')
-    checkpoint = stored(tmp_path / 'storage', csv='1.0,0.5\n', json=there)
-    (tmp_path / 'run.json').write_text(here)
-    (tmp_path / 'run.csv').write_text('3.0,0.1\n')
-    if same:
-        watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
-        assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n'
-    else:
-        with pytest.raises(Refused, match='run.csv belongs to another run now: move its files away'):
-            watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
-        assert (tmp_path / 'run.csv').read_text() == '3.0,0.1\n' and (tmp_path / 'run.json').read_text() == here
-
-
-def test_it_says_once_that_no_machine_is_left(watch):
-    trial = resumed_trial('run')
-    for room in 1, 0, 0, 1, 0:
-        watch.cluster.room = lambda room=room: room
-        watch.on_step_begin(0, [trial])
-    trial.status = trial.RUNNING
-    watch.on_step_begin(0, [trial])
-    assert watch.said == ['no machine is left that has 2 CPUs: waiting for one'] * 2
-
-
-def test_a_resumed_sweep_fetches_what_it_missed(watch, tmp_path):
-    """And says so where it cannot."""
-    (tmp_path / 'run.csv').write_text('3.0,0.1\n4.0,0.1\n')
-    checkpoint = stored(tmp_path / 'storage', csv='1.0,0.5\n', json='{}')
-    watch.on_step_begin(0, [resumed_trial('run', checkpoint)])
-    assert (tmp_path / 'run.csv').read_text() == '1.0,0.5\n' and (tmp_path / 'run.json').read_text() == '{}'
-    assert not watch.unfetched
-    (tmp_path / 'run.json').unlink()
-    (tmp_path / 'run.json').mkdir()
-    watch.on_checkpoint(0, [], resumed_trial('run'), checkpoint)
-    assert list(watch.unfetched) == ['run']
+    def sweep(*arguments):
+        command = [sys.executable, '-m', 'common.sweep', *arguments, '--results-dir', 'results', '--cpus-per-run', 1]
+        return subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir)
+    lines = wait_for(process, 'Sweep: ', 'stub-seed.: epoch 1 of 2')
+    assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
+    process.send_signal(signal.SIGUSR1)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGUSR1 and 'interrupted. Go on with: ' in last_line(stderr), stderr
+    stdout, stderr = sweep('--resume', re.search('Sweep: (.+)', ''.join(lines))[1]).communicate(timeout=100)
+    assert stdout.count(' complete') == 3, stderr
+    assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == '2302.0,0.1\n' * 2 for seed in range(3))
+    assert len(list(tmp_path.glob('results/.sweeps/sweep-*/stub-seed?/checkpoint_*'))) >= 3
 
 
 @pytest.mark.slow
@@ -233,6 +177,7 @@ def test_a_resumed_sweep_fetches_what_it_missed(watch, tmp_path):
     (['--storage', ''], 'this cluster has 2 machines: give --storage, a folder that all of them see or a bucket.*'),
     (['--cpus-per-run', 999], r'no machine has 999 CPUs for a run: the largest has \d+ CPUs and 0 GPUs'),
     (['--resume', 'sweep-1'], 'there is no sweep sweep-1 in .*/storage'),
+    (['--address', '127.0.0.1:1'], r'there is no Ray cluster at 127.0.0.1:1: .*Connection refused'),
 ])
 def test_what_it_refuses_on_a_cluster(arguments, message, sweep, tmp_path):
     scripts = [] if '--resume' in arguments else [ROOT / 'alexnet4.py']
@@ -254,7 +199,9 @@ def test_a_storage_that_no_one_knows(monkeypatch):
     (['--resume', 'sweep-1', '--', '--epochs', '3'], 2, 'error: a resumed sweep keeps its options: leave out --'),
     (['--resume', 'sweep-1', '--seeds', '1', '2'], 2, 'error: a resumed sweep keeps its options: leave out --seeds'),
     (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
-    (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name is no option of a sweep'),
+    (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name cannot be given to a script of a sweep'),
+    (['alexnet4.py', '--', '--seed', '0'], 2, 'error: --seed cannot be given to a script of a sweep'),
+    (['alexnet4.py', '--', '--train-images', '100'], 2, 'error: --batch-size 200 is more than --train-images 100: .*'),
     (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
     (['alexnet4.py'], 1,
      rf"this needs Ray, which is not installed: {re.escape(sys.executable)} -m pip install 'ray\[tune\]'"),
