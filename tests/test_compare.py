@@ -194,5 +194,5 @@ def test_head(make, tmp_path):
     """A reader that has seen enough is no error."""
     make('run', 2, LEARNT)
     shell = f'{sys.executable} -m common.compare run --results-dir {tmp_path} | head -0; echo ${{PIPESTATUS[0]}}'
-    done = subprocess.run(['bash', '-c', shell], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(['bash', '-c', shell], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout == '0\n' and 'Broken' not in done.stderr and (tmp_path / 'compare-loss.png').exists()

@@ -104,7 +104,7 @@ def test_stdout_that_is_full_keeps_what_is_done(narrow, start, tmp_path):
     """And other output that cannot be written: a process of its own, for pytest has this one's."""
     with open('/dev/full', 'w') as full:
         process = start(narrow('alexnet4'), *FEW, stdout=full)
-        _, stderr = process.communicate(timeout=100)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and 'Traceback' not in stderr
     assert ('alexnet4.py: stdout cannot be written (No space left on device); alexnet4 keeps 0 epochs and 1 iteration'
             in last_line(stderr))
@@ -234,7 +234,7 @@ def test_two_started_at_once_take_two_names(narrow, start, tmp_path):
     script = narrow('alexnet4')
     processes = [start(script, '--epochs', 1, *SMALL) for _ in range(2)]
     for process in processes:
-        process.communicate(timeout=100)
+        process.communicate(timeout=300)
     assert [process.returncode for process in processes] == [0, 0]
     for name in ('alexnet4', 'alexnet4-2'):
         assert is_whole(tmp_path / 'results', name, 1)['status'] == 'complete'

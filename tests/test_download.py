@@ -228,7 +228,7 @@ def test_two_processes_on_an_empty_folder_both_succeed(server, tmp_path):
     program = ('from common import download, mnist; '
                f'download.MIRRORS = ["{server}/good/"]; mnist.read_data_sets("{tmp_path}/data")')
     processes = [subprocess.Popen([sys.executable, '-c', program], cwd=ROOT) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert_complete(tmp_path / 'data')
 
 

@@ -39,7 +39,7 @@ def test_bfloat16_from_the_command_line(narrow, run, tmp_path, monkeypatch):
 def test_without_onednn(narrow, start, tmp_path):
     """Its rewrite does not happen then, and the run says so."""
     process = start(narrow('alexnet4'), *SMALL, '--precision', 'bfloat16', env={'TF_ENABLE_ONEDNN_OPTS': '0'})
-    _, stderr = process.communicate(timeout=100)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0 and 'loss manual, float32, seed 1, on ' in stderr, stderr
     assert 'bfloat16 is not available: this TensorFlow cannot use it on this CPU. The run uses float32' in stderr
 
@@ -80,6 +80,6 @@ Run.epoch_done = epoch_done
 """
     process = start('alexnet2', '--epochs', 1, '--train-images', 400, '--log-every', 2,
                     '--precision', 'bfloat16', prelude=prelude)
-    stdout, stderr = process.communicate(timeout=200)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert 1 < int(stdout.split()[-1]) / 2**20 < 3.5

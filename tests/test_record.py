@@ -59,7 +59,7 @@ def test_the_source_is_what_python_read(narrow, start, tmp_path):
     process = start(script, *FEW)
     process.stderr.readline()           # TensorFlow's first: its library is loading
     script.write_text(before.replace('learning_rate = 1e-4', 'learning_rate = 1e-3'))
-    process.communicate(timeout=100)
+    process.communicate(timeout=300)
     assert read_json(tmp_path / 'results/alexnet4.json')['source'] == before
 
 

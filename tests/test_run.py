@@ -34,7 +34,7 @@ def check(script, results, stdout, stderr):
 @pytest.mark.slow
 @pytest.mark.parametrize('script', ['alexnet2', 'alexnet3', 'alexnet4', 'alexnet5', 'alexnet6'])
 def test_scripts_that_train(script, start, tmp_path):
-    stdout, stderr = start(script, *FEW).communicate(timeout=100)
+    stdout, stderr = start(script, *FEW).communicate(timeout=300)
     check(script, tmp_path / 'results', stdout, stderr)
 
 
@@ -44,7 +44,7 @@ def test_scripts_that_train(script, start, tmp_path):
 def test_scripts_that_diverge(script, tested, accuracy, start, tmp_path):
     """85 of the first 1000 test images are zeros, and 8 of the first 100."""
     few = ['--epochs', 1, '--train-images', 4, '--batch-size', 4, '--test-images', tested]
-    stdout, stderr = start(script, *few).communicate(timeout=100)
+    stdout, stderr = start(script, *few).communicate(timeout=300)
     iteration, epoch = stdout.splitlines()
     assert iteration == 'step 0, iteration 0, training accuracy 0.25', 'a nan network answers 0; of 5, 0, 4, 1 one is'
     assert epoch == f'step 0, loss nan, testing accuracy {accuracy}', "the article's line"

@@ -59,7 +59,7 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
         process = start(script, *resume, prelude=WATCH)
         wait_for(process, until)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=100)
+        _, stderr = process.communicate(timeout=300)
         assert process.returncode == -number and 'Traceback' not in stderr, (number, stderr)
         assert 'ending after this iteration; a second signal ends it at once' in stderr
         record = read_json(tmp_path / 'results/parts.json')
@@ -99,7 +99,7 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
     assert 'ending after this iteration' in process.stderr.readline()
     start_of_end = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == -signal.SIGINT
+    assert process.wait(timeout=300) == -signal.SIGINT
     assert time.monotonic() - start_of_end < 2
     assert read_json(tmp_path / 'results/alexnet4.json')['status'] == 'running'
     assert (tmp_path / 'results/alexnet4.csv').read_bytes() == b''
@@ -146,7 +146,7 @@ def test_a_reader_that_goes(narrow, start, run, tmp_path):
     wait_for(process, 'step 1, iteration 2,')
     process.stdout.close()
     stderr = process.stderr.read()
-    assert process.wait(timeout=60) == 1 and 'stdout cannot be written (Broken pipe); alexnet4 keeps ' in stderr
+    assert process.wait(timeout=300) == 1 and 'stdout cannot be written (Broken pipe); alexnet4 keeps ' in stderr
     record = read_json(tmp_path / 'results/alexnet4.json')
     assert record['status'] == 'failed' and len(record['epochs']) >= 1
     assert record['unfinished']['global_step'] > 6 * len(record['epochs'])
@@ -164,7 +164,7 @@ def test_ignored_signals_stay_ignored(narrow, start, tmp_path):
     next(process.stdout)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGHUP)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0 and 'ending' not in stderr
     is_whole(tmp_path / 'results', 'alexnet4', 2, batches=6)
 
@@ -178,7 +178,7 @@ def test_ctrl_c_ends_the_loop_of_a_shell(narrow, mnist_dir, tmp_path):
     try:
         wait_for(shell, 'step 0, iteration 1')
         os.killpg(shell.pid, signal.SIGINT)         # to all in the foreground, as a terminal sends it
-        assert shell.wait(timeout=60) == -signal.SIGINT
+        assert shell.wait(timeout=300) == -signal.SIGINT
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)

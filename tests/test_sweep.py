@@ -119,7 +119,7 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     wait_for(process, *(f'{name}: epoch' for name in names))
 
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT and stdout.count(' interrupted') == 2, stdout + stderr
     assert last_line(stderr).endswith(f"--resume {resume[1]} --address {cluster.address} --storage "
                                       f"{tmp_path / 'storage'} --results-dir results")
@@ -133,7 +133,7 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     process.wait()
     slowly.unlink()
     process = sweep(*resume)
-    stdout, stderr = process.communicate(timeout=200)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     for seed, name in enumerate(names):
         assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain', compiled=True)[0] == 0
@@ -146,7 +146,7 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     kept = snapshot(results)
     for path in results.glob('alexnet4*'):
         path.unlink()
-    stdout, stderr = sweep(*resume).communicate(timeout=60)
+    stdout, stderr = sweep(*resume).communicate(timeout=300)
     assert snapshot(results) == kept and stdout.count(' complete') == 2, 'a complete sweep brings its records back'
 
 
@@ -164,9 +164,9 @@ def test_on_one_machine(mnist_dir, tmp_path):
     lines = wait_for(process, 'Sweep: ', 'stub-seed.: epoch 1 of 2')
     assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
     process.send_signal(signal.SIGUSR1)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGUSR1 and 'interrupted. Go on with: ' in last_line(stderr), stderr
-    stdout, stderr = sweep('--resume', re.search('Sweep: (.+)', ''.join(lines))[1]).communicate(timeout=100)
+    stdout, stderr = sweep('--resume', re.search('Sweep: (.+)', ''.join(lines))[1]).communicate(timeout=300)
     assert stdout.count(' complete') == 3, stderr
     assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == '2302.0,0.1\n' * 2 for seed in range(3))
     assert len(list(tmp_path.glob('results/.sweeps/sweep-*/stub-seed?/checkpoint_*'))) >= 3
@@ -182,7 +182,7 @@ def test_on_one_machine(mnist_dir, tmp_path):
 def test_what_it_refuses_on_a_cluster(arguments, message, sweep, tmp_path):
     scripts = [] if '--resume' in arguments else [ROOT / 'alexnet4.py']
     process = sweep(*scripts, *arguments)
-    _, stderr = process.communicate(timeout=100)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and re.fullmatch(f'python -m common.sweep: {message}', last_line(stderr)), stderr
     assert not list(tmp_path.glob('results/*.csv'))
 
