@@ -23,9 +23,9 @@ def predicted(signals):
 
 
 def is_guessing(loss, images, loss_method):
-    """Whether a test loss on so many images is that of a network that guesses, within 2%."""
+    """Whether a test loss on so many images is that of a network that guesses, within 1%."""
     guess = np.log(10) * (1 if loss_method == 'builtin' else images)
-    return bool(abs(loss - guess) <= 0.02 * guess)
+    return bool(abs(loss - guess) <= 0.01 * guess)
 
 
 def recorded_signals(record, *layers):

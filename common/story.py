@@ -81,7 +81,7 @@ def block_plateaus():
             title, f'{on}, and not left yet' if on == len(rows) else on, f'{losses.min():.0f} to {losses.max():.0f}',
             f'at most {accuracies.max()}', f'at most {max(gap[:on]):.2f}' if gap else '', *later,
             *[''] * (4 - len(later))])
-    names = ['', 'epochs at the loss of guessing, within 2%', 'their test loss', 'their accuracy',
+    names = ['', 'epochs at the loss of guessing, within 1%', 'their test loss', 'their accuracy',
              'their largest logit gap', 'the next epoch: loss, accuracy', 'the second', 'the third', 'the fourth']
     header, *lines = zip(names, *columns, strict=True)
     return grid(header, lines, True)
