@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from common import benchmark, compare, options, recorded, story
+from common import benchmark, compare, options, plots, recorded, story
 from common.recorded import ARTICLE_BATCHES, REFERENCE, Recorded, article_figures, author_figures, grid
 from common.scripts import ROOT, SCRIPTS
 from common.story import PARENTS, code, guessing, runs
@@ -37,6 +37,7 @@ def main():
     for path, text in texts().items():
         path.write_text(text, encoding='utf-8')
     compare.save_figures(runs(), REFERENCE)
+    plots.save(story.figure_fast(), REFERENCE / 'walkthrough/alexnet2_fast-signal.png')
 
 
 def texts():

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from common import compare, recorded, scripts, verdicts
+from common import compare, plots, recorded, scripts, verdicts
 from common.forecast import is_guessing
 from common.recorded import REFERENCE, Recorded, article_figures, author_figures, grid
 
@@ -106,6 +106,11 @@ def fast_runs():
     return [Recorded(path) for path in sorted((REFERENCE / 'walkthrough').glob('alexnet2_fast-seed*.csv'))]
 
 
+def figure_fast():
+    """The signal of the fast runs."""
+    return plots.curves([[run] for run in fast_runs()], {}, 'signal')
+
+
 def block_fast():
     """One of the fast runs, epoch by epoch."""
     run = fast_runs()[0]
@@ -116,6 +121,16 @@ def block_fast():
                  zip(run.losses, run.accuracies, run.signals[1:], strict=True), 1)]
     return grid(['epoch', 'test loss', 'test accuracy', 'signal at fc1', 'its inverse',
                  'the plateau should end in epoch'], rows, True)
+
+
+def block_falls():
+    """The fast runs from the end of their plateaus on, five epochs at most."""
+    rows = [[run.name.rpartition('/')[2], epoch, f'{run.losses[epoch - 1]:.1f}', run.accuracies[epoch - 1],
+             f'{1 / run.signals[epoch]:.0f}', f'{gaps(run)[epoch - 1]:.1f}']
+            for run in fast_runs() if (end := run.plateau[1])
+            for epoch in range(end, min(end + 5, len(run.rows) + 1))]
+    header = ['run', 'epoch', 'test loss', 'test accuracy', 'inverse of the signal', 'largest logit gap']
+    return grid(header, rows, True)
 
 
 def block_forecasts():

@@ -124,8 +124,9 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
     assert last_line(stderr).endswith(f"--resume {resume[1]} --address {cluster.address} --storage "
                                       f"{tmp_path / 'storage'} --results-dir results")
     assert not processes('.*')
-    kept = [read_json(results / f'{name}.json').get('unfinished', {'global_step': 0}) for name in names]
-    assert any(unfinished['global_step'] % 10 for unfinished in kept), 'iterations within an epoch'
+    kept = {name: read_json(results / f'{name}.json').get('unfinished', {'global_step': 0}) for name in names}
+    within = [name for name, unfinished in kept.items() if unfinished['global_step'] % 10]
+    assert within, 'of one run, at least, there are iterations within an epoch'
 
     process = sweep(*resume)
     wait_for(process, *(f'{name}: epoch .* of 14' for name in names))
@@ -141,7 +142,8 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
         np.testing.assert_allclose(rows, plain, rtol=1e-5)      # two at once on one machine: the last digit can differ
         record = read_json(results / f'{name}.json')
         assert record['status'] == 'complete' and len(record['resumed']) >= 1 and len(record['epochs']) == 14
-        assert any(start['iteration'] for start in record['resumed']), 'the iterations before Ctrl-C are not lost'
+        assert any(start['iteration'] for start in record['resumed']) or name not in within, (
+            'the iterations before Ctrl-C are not lost')
 
     kept = snapshot(results)
     for path in results.glob('alexnet4*'):
