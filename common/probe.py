@@ -135,7 +135,7 @@ def look(g, sess, batch_xs, batch_ys):
     """
     feed_dict = evaluation.feed(g, image_shape_scale(batch_xs), batch_ys)
     layers = propagation.layers(g)
-    missing = dict.fromkeys([*map(propagation.layer_of, g.W_conv), 'fc1']).keys() - layers.keys()
+    missing = {*map(propagation.layer_of, g.W_conv), 'fc1'} - layers.keys()
     if missing:
         raise Refused('the script needs a tensor named like each layer of W_conv, and fc1: there is no '
                       f'{", ".join(sorted(missing))}')

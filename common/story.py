@@ -124,11 +124,15 @@ def block_fast():
 
 
 def block_falls():
-    """The fast runs from the end of their plateaus on, five epochs at most."""
-    rows = [[run.name.rpartition('/')[2], epoch, f'{run.losses[epoch - 1]:.1f}', run.accuracies[epoch - 1],
-             f'{1 / run.signals[epoch]:.0f}', f'{gaps(run)[epoch - 1]:.1f}']
-            for run in fast_runs() if (end := run.plateau[1])
-            for epoch in range(end, min(end + 5, len(run.rows) + 1))]
+    """The fast runs before training, and from the end of their plateaus on, five epochs at most."""
+    rows = []
+    for run in fast_runs():
+        rows.append([run.name.rpartition('/')[2], 'before training', '', '', f'{1 / run.signals[0]:.0f}', ''])
+        end = run.plateau[1] or np.inf
+        rows += [['', epoch, f'{loss:.1f}', accuracy, f'{1 / signal:.0f}', f'{gap:.1f}']
+                 for epoch, (loss, accuracy, signal, gap) in enumerate(
+                     zip(run.losses, run.accuracies, run.signals[1:], gaps(run), strict=True), 1)
+                 if end <= epoch < end + 5]
     header = ['run', 'epoch', 'test loss', 'test accuracy', 'inverse of the signal', 'largest logit gap']
     return grid(header, rows, True)
 

@@ -120,7 +120,8 @@ def _check(parser, given, script_options):
             parser.error(f'a resumed sweep keeps its options: leave out {option}')
     script_parser = options.parser(f'{PROGRAM} ... --', None, options.defaults())
     of_script = script_parser.parse_args(script_options)
-    options.chosen(script_parser, of_script, options.defaults())
+    if hasattr(of_script, 'batch_size'):        # else it is the script's own
+        options.chosen(script_parser, of_script, options.defaults())
     default = script_parser.parse_args([])
     for option in 'name', 'resume', 'seed', 'tensorboard', 'show':
         if getattr(of_script, option, None) != getattr(default, option, None):
@@ -249,8 +250,10 @@ def _conclude(given, watch, unreadable):
         with contextlib.suppress(Refused, OSError):     # it could not be fetched whole: watch says so
             runs += [recorded.Recorded(path)] if path.with_suffix('.json').exists() else []
     if runs:
-        with contextlib.suppress(OSError):      # the terminal may be gone
+        try:
             print(compare.overview(runs), flush=True)
+        except OSError:         # | head, or the terminal is gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if watch.signals.received:
         words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
         for option in 'address', 'storage', 'results_dir', 'cpus_per_run', 'gpus_per_run':

@@ -24,12 +24,12 @@ class Signals:
     SIGHUP does not count as a second one: where a terminal closes, the kernel sends it, and the shell sends it again.
     Python calls its own handlers between two bytecodes, but a training step is one call that takes
     seconds. So a thread reads the numbers from the wake-up socket, where they arrive at once.
-    say: called with `line` when the first signal comes. numbers: the signals.
+    say: called with `line` when the first signal comes.
     Attributes: received, the number of the first, or None.
     """
 
-    def __init__(self, say, line='ending after this iteration; a second signal ends it at once', numbers=ENDING):
-        self._say, self._line, self._numbers = say, line, numbers
+    def __init__(self, say, line='ending after this iteration; a second signal ends it at once'):
+        self._say, self._line = say, line
         self.received, self._before = None, {}
         self._read = self._write = self._thread = None
 
@@ -38,7 +38,7 @@ class Signals:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in self._numbers
+        self._before = {number: signal.signal(number, lambda *_: None) for number in ENDING
                         if signal.getsignal(number) != signal.SIG_IGN}
         signal.set_wakeup_fd(self._write.fileno())
         self._thread.start()

@@ -65,6 +65,7 @@ def train(config):
 
 
 def _train(run, folder, results):
+    """Train the run in the results folder, or go on from its checkpoint. See train."""
     if checkpoint := tune.get_checkpoint():
         checkpoint.to_directory(results)
     watched = Watched(run, folder, results)
@@ -150,7 +151,7 @@ class Watched:
     def wait_for_the_end(self):
         """Report what the run has kept, and wait until Ray ends this trial: it goes on when the sweep is resumed."""
         self.report()
-        shutil.rmtree(self._results)
+        shutil.rmtree(self._results, ignore_errors=True)
         while True:         # Ray asks for the next report once it has kept the checkpoint of the one before
             tune.report(self._told | {'ended': True})
             time.sleep(POLL)

@@ -35,7 +35,7 @@ class Watch(tune.Callback):
     def __init__(self, results_dir, sweep, cluster, say):
         self.names, self.failed, self.unfetched = [], {}, {}
         self._results_dir, self.sweep, self._cluster, self._say = results_dir, sweep, cluster, say
-        self._files, self._figures, self._ended = {}, {}, set()
+        self._files, self._figures, self._ended, self._over = {}, {}, set(), set()
         self._actor, self._end_tune, self._total, self._waiting = None, None, 0, False
         self.signals = Signals(say, 'ending each run after its iteration; a second signal ends them at once')
         self.signals.start()
@@ -72,6 +72,8 @@ class Watch(tune.Callback):
             self.names.append(name)
             if trial.last_result.get('epoch'):
                 self._figures[name] = trial.last_result
+            if trial.status == trial.TERMINATED:
+                self._over.add(name)
             if name not in self._files:     # the sweep is resumed
                 trial.max_failures = LOSSES + trial.run_metadata.num_failures
                 self._reopen(name, trial.checkpoint, trial.storage.storage_filesystem, trial.path)
@@ -122,21 +124,16 @@ class Watch(tune.Callback):
 
     def _left(self):
         """Seconds until all runs are done, as far as the epochs so far tell."""
-        told = self._figures.values()
-        seconds, epochs = (statistics.mean(figures[key] for figures in told) for key in ('seconds', 'epochs'))
-        done = sum(figures['epoch'] for figures in told)
-        return (self._total * epochs - done) * seconds / min(self._cluster.at_once, self._total)
+        seconds, epochs = (statistics.mean(figures[key] for figures in self._figures.values())
+                           for key in ('seconds', 'epochs'))
+        going = [figures for name, figures in self._figures.items() if name not in self._over]
+        waiting = self._total - len(self._figures.keys() | self._over)
+        left = sum(figures['epochs'] - figures['epoch'] for figures in going) + waiting * epochs
+        return left * seconds / max(1, min(self._cluster.at_once, len(going) + waiting))
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         """A run has ended."""
-        self._over(run_name(trial))
-
-    def _over(self, name):
-        """Leave what a run will not train any more out of the time left."""
-        if figures := self._figures.get(name):
-            self._figures[name] = figures | {'epochs': figures['epoch']}
-        else:
-            self._total -= 1
+        self._over.add(run_name(trial))
 
     def on_checkpoint(self, iteration, trials, trial, checkpoint, **info):
         """A run's folder is in the storage."""
@@ -162,7 +159,7 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration, trials, trial, **info):
         """A run has failed too often, or by its own fault."""
         name = run_name(trial)
-        self._over(name)
+        self._over.add(name)
         if name not in self.failed:
             self.failed[name] = f'lost too often: {_reason(trial)}'
             self._say(f'{name}: {self.failed[name]}')
@@ -199,8 +196,16 @@ def _same_run(csv, filesystem, path):
               if info.base_name.startswith('checkpoint_')]
     if not record.exists():     # the CSV comes first
         return any((_stored(each, csv.name) or b'').startswith(rows) for each in stored)
-    return any(json.loads(_stored(each, record.name) or '{}').get('start') == read_record(record)['start']
-               for each in stored)
+    start = read_record(record)['start'] if stored else None
+    return any(_start(_stored(each, record.name)) == start for each in stored)
+
+
+def _start(content):
+    """When the run of a stored record began; None where it is not there or not whole."""
+    try:
+        return json.loads(content)['start']
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _reason(trial):

@@ -154,20 +154,24 @@ def test_it_survives(sweep, narrow, run, cluster, tmp_path):
 
 @pytest.mark.slow
 def test_on_one_machine(mnist_dir, tmp_path):
-    """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C."""
+    """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C.
+
+    It comes when one run has an epoch, one has just been started, and one waits.
+    """
     from sweep_overhead import STUB
-    (tmp_path / 'stub.py').write_text(STUB)
+    (tmp_path / 'stub.py').write_text(STUB.replace('given =', 'time.sleep(5 * ("1" in sys.argv))\ngiven =', 1))
 
     def sweep(*arguments):
         command = [sys.executable, '-m', 'common.sweep', *arguments, '--results-dir', 'results', '--cpus-per-run', 1]
         return subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir)
-    lines = wait_for(process, 'Sweep: ', 'stub-seed.: epoch 1 of 2')
+    lines = wait_for(process, 'Sweep: ', 'stub-seed0: epoch 1 of 2')
     assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
     process.send_signal(signal.SIGUSR1)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGUSR1 and 'interrupted. Go on with: ' in last_line(stderr), stderr
+    assert ': lost' not in stderr
     stdout, stderr = sweep('--resume', re.search('Sweep: (.+)', ''.join(lines))[1]).communicate(timeout=300)
     assert stdout.count(' complete') == 3, stderr
     assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == '2302.0,0.1\n' * 2 for seed in range(3))
@@ -203,7 +207,8 @@ def test_a_storage_that_no_one_knows(monkeypatch):
     (['alexnet4.py', '--', '--epochs', '0'], 2, r"error: argument --epochs: '0' is not a whole number from 1 .*"),
     (['alexnet4.py', '--', '--name', 'mine'], 2, 'error: --name cannot be given to a script of a sweep'),
     (['alexnet4.py', '--', '--seed', '0'], 2, 'error: --seed cannot be given to a script of a sweep'),
-    (['alexnet4.py', '--', '--train-images', '100'], 2, 'error: --batch-size 200 is more than --train-images 100: .*'),
+    (['alexnet4.py', '--', '--train-images', '100', '--batch-size', '200'], 2,
+     'error: --batch-size 200 is more than --train-images 100: .*'),
     (['alexnet4.py', '--', '--results-dir', 'mine'], 2, 'error: give --results-dir before --'),
     (['alexnet4.py'], 1,
      rf"this needs Ray, which is not installed: {re.escape(sys.executable)} -m pip install 'ray\[tune\]'"),

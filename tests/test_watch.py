@@ -20,19 +20,20 @@ def watch(tmp_path):
 
 @pytest.fixture
 def trial(tmp_path):
-    """The trial of a resumed run, `run`. files: of its checkpoint in the storage. known: whether Tune knows of that."""
+    """A trial. files: those of its checkpoint in the storage. known: whether Tune knows of that."""
     from pyarrow.fs import LocalFileSystem
 
-    def trial(known=True, **files):
-        path, filesystem = tmp_path / 'storage/run', LocalFileSystem()
+    def trial(name='run', status='PENDING', known=True, **files):
+        path, filesystem = tmp_path / 'storage' / name, LocalFileSystem()
         checkpoint = SimpleNamespace(path=f'{path}/checkpoint_000000', filesystem=filesystem) if files else None
         for kind, text in files.items():
             (path / 'checkpoint_000000').mkdir(parents=True, exist_ok=True)
-            (path / f'checkpoint_000000/run.{kind}').write_text(text)
+            (path / f'checkpoint_000000/{name}.{kind}').write_text(text)
+        (tmp_path / 'error.txt').write_text('Failure # 1\nTraceback\nLost: killed by SIGKILL\n')
         return SimpleNamespace(
-            config={'run': {'name': 'run'}}, last_result={}, checkpoint=checkpoint if known else None, path=str(path),
-            status='PENDING', RUNNING='RUNNING', run_metadata=SimpleNamespace(num_failures=1), trial_id='run',
-            storage=SimpleNamespace(storage_filesystem=filesystem))
+            config={'run': {'name': name}}, last_result={}, checkpoint=checkpoint if known else None, path=str(path),
+            status=status, RUNNING='RUNNING', TERMINATED='TERMINATED', trial_id=name, error_file=tmp_path / 'error.txt',
+            run_metadata=SimpleNamespace(num_failures=1), storage=SimpleNamespace(storage_filesystem=filesystem))
     return trial
 
 
@@ -57,7 +58,10 @@ def test_a_name_that_another_run_took_meanwhile(taken, watch, trial, tmp_path):
 def test_a_name_that_another_run_took_after_the_record_was_moved_away(kind, same, known, watch, trial, tmp_path):
     """By its record or, where it came no further, its CSV; whether or not Tune knows of the checkpoint."""
     record = (REFERENCE / 'alexnet6.json').read_text()
-    resumed = trial(known, csv='1.0,0.5\n2.0,0.6\n', json=record)
+    resumed = trial(known=known, csv='1.0,0.5\n2.0,0.6\n', json=record)
+    stopped_halfway = tmp_path / 'storage/run/checkpoint_000001'
+    stopped_halfway.mkdir()
+    (stopped_halfway / 'run.json').write_text('{"start')
     here = tmp_path / f'run.{kind}'
     (tmp_path / 'run.csv').write_text('1.0,0.5\n' if same else '1.0,0.4\n')
     if kind == 'json':
@@ -93,3 +97,26 @@ def test_a_resumed_sweep_fetches_what_it_missed(watch, trial, tmp_path):
     (tmp_path / 'run.json').mkdir()
     watch.on_checkpoint(0, [], trial, trial.checkpoint)
     assert list(watch.unfetched) == ['run']
+
+
+def test_the_time_that_is_left(watch, trial):
+    """Of four runs of ten epochs, two at once: the sweep is resumed where run3 has ended."""
+    watch._total, watch.cluster.at_once = 4, 2
+    trials = [trial(f'run{k}', 'RUNNING' if k < 3 else 'TERMINATED') for k in range(4)]
+    watch.on_step_begin(0, trials)
+
+    def left(k, epoch):
+        figures = {'epoch': epoch, 'epochs': 10, 'seconds': 60, 'loss': 1, 'accuracy': 1}
+        watch.on_trial_result(0, trials, trials[k], figures)
+        return watch.said[-1].rpartition('; ')[2]
+    assert left(0, 2) == '8 min left, 14 min for all runs'
+    watch.on_trial_complete(0, trials, trials[0])
+    assert left(1, 4) == '6 min left, 8 min for all runs'
+    watch.on_trial_error(0, trials, trials[2])
+    assert watch.failed == {'run2': 'lost too often: Lost: killed by SIGKILL'}
+    assert left(1, 6) == '4 min left, 4 min for all runs'
+
+
+def test_an_interrupted_sweep_has_runs_that_reported_nothing(watch):
+    watch.take([SimpleNamespace(config=None)])
+    assert not watch.names
