@@ -219,14 +219,17 @@ def test_values_that_an_evaluation_needs(command, narrow):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('script', ['alexnet4', 'alexnet6'])
-def test_a_run_at_its_checkpoint(script, command, narrow, run, tmp_path):
-    """Its signals are those of the run's own record."""
+@pytest.mark.parametrize('script, precision', [
+    ('alexnet4', 'float32'), ('alexnet6', 'float32'), ('alexnet2', 'bfloat16')])
+def test_a_run_at_its_checkpoint(script, precision, command, narrow, run, tmp_path):
+    """Its signals are those of the run's own record, in its precision."""
+    if precision == 'bfloat16' and not ops.can_use_bfloat16():
+        pytest.skip('no bfloat16 on this CPU')
     options = '--epochs', 2, '--train-images', 16, '--batch-size', 4, '--test-images', 200, '--name', 'mine'
-    assert run(narrow(script), *options)[0] == 0
+    assert run(narrow(script), *options, '--precision', precision)[0] == 0
     status, stdout, stderr = command('mine')
     assert status == 0, stderr
-    assert 'mine, 200 test images, before training and after epoch 2, in float32' in stderr
+    assert f'mine, 200 test images, before training and after epoch 2, in {precision}' in stderr
     record = read_json(tmp_path / 'results/mine.json')
     before, after = stdout.split('After epoch 2:')
     for text, signals in (before, record['signal_before_training']), (after, record['epochs'][-1]['signal']):
