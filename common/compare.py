@@ -7,7 +7,6 @@ Losses are sums over 1000 test images, as in the article; others are rescaled to
 """
 import argparse
 import difflib
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from common import options, plots, recorded, scripts, verdicts
 from common.recorded import ARTICLE_BATCHES, REFERENCE, grid
 from common.records import Refused
 from common.scripts import ROOT
+from common.terminal import drop_stdout
 
 
 def main():
@@ -46,7 +46,7 @@ def main():
             print('\n\n'.join(filter(None, parts)), flush=True)
         print(f'{parser.prog}: {", ".join(str(options.shown(path)) for path in paths)}', file=sys.stderr)
     except BrokenPipeError:         # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
     except (Refused, OSError) as error:
         sys.exit(f'{parser.prog}: {error}')
 

@@ -111,14 +111,20 @@ def figure_fast():
     return plots.curves([[run] for run in fast_runs()], {}, 'signal')
 
 
+def epochs_of(run):
+    """Before training and after each epoch: (epoch, 0 before training; test loss; test accuracy; signal at fc1; its
+    inverse; largest logit gap). Strings, but for the epoch; there is only a signal before training."""
+    yield 0, '', '', f'{run.signals[0]:.3g}', f'{1 / run.signals[0]:.0f}', ''
+    for epoch, (loss, accuracy, signal, gap) in enumerate(
+            zip(run.losses, run.accuracies, run.signals[1:], gaps(run), strict=True), 1):
+        yield epoch, f'{loss:.1f}', str(accuracy), f'{signal:.3g}', f'{1 / signal:.0f}', f'{gap:.1f}'
+
+
 def block_fast():
     """One of the fast runs, epoch by epoch."""
     run = fast_runs()[0]
     told, _ = run.plateau
-    rows = [['before training', '', '', f'{run.signals[0]:.3g}', f'{1 / run.signals[0]:.0f}', '']]
-    rows += [[epoch, f'{loss:.1f}', accuracy, f'{signal:.3g}', f'{1 / signal:.0f}', told.get(epoch, '')]
-             for epoch, (loss, accuracy, signal) in enumerate(
-                 zip(run.losses, run.accuracies, run.signals[1:], strict=True), 1)]
+    rows = [[epoch or 'before training', *figures, told.get(epoch, '')] for epoch, *figures, _ in epochs_of(run)]
     return grid(['epoch', 'test loss', 'test accuracy', 'signal at fc1', 'its inverse',
                  'the plateau should end in epoch'], rows, True)
 
@@ -127,12 +133,9 @@ def block_falls():
     """The fast runs before training, and from the end of their plateaus on, five epochs at most."""
     rows = []
     for run in fast_runs():
-        rows.append([run.name.rpartition('/')[2], 'before training', '', '', f'{1 / run.signals[0]:.0f}', ''])
-        end = run.plateau[1] or np.inf
-        rows += [['', epoch, f'{loss:.1f}', accuracy, f'{1 / signal:.0f}', f'{gap:.1f}']
-                 for epoch, (loss, accuracy, signal, gap) in enumerate(
-                     zip(run.losses, run.accuracies, run.signals[1:], gaps(run), strict=True), 1)
-                 if end <= epoch < end + 5]
+        end, name = run.plateau[1] or np.inf, run.name.rpartition('/')[2]
+        rows += [['' if epoch else name, epoch or 'before training', loss, accuracy, inverse, gap]
+                 for epoch, loss, accuracy, _, inverse, gap in epochs_of(run) if not epoch or end <= epoch < end + 5]
     header = ['run', 'epoch', 'test loss', 'test accuracy', 'inverse of the signal', 'largest logit gap']
     return grid(header, rows, True)
 

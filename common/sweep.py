@@ -20,7 +20,7 @@ from pathlib import Path
 from common import compare, options, recorded, scripts
 from common.options import DATA_DIR, RESULTS_DIR, between, folder
 from common.records import Refused
-from common.terminal import counted, die
+from common.terminal import counted, die, drop_stdout
 
 PROGRAM = 'python -m common.sweep'
 
@@ -253,7 +253,7 @@ def _conclude(given, watch, unreadable):
         try:
             print(compare.overview(runs), flush=True)
         except OSError:         # | head, or the terminal is gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_stdout()
     if watch.signals.received:
         words = [sys.executable, '-m', 'common.sweep', '--resume', watch.sweep]
         for option in 'address', 'storage', 'results_dir', 'cpus_per_run', 'gpus_per_run':

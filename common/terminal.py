@@ -81,6 +81,11 @@ def die(number):
     os.kill(os.getpid(), number)
 
 
+def drop_stdout():
+    """Where stdout cannot be written any more: send what is left in its buffer nowhere, so that the exit is quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class LiveLine:
     """A line at the foot of the terminal that overwrites itself. Where stderr is no terminal, nothing is shown."""
 
