@@ -78,7 +78,7 @@ def epoch_done(*arguments):
     print('peak', status['VmHWM'].split()[0])
 Run.epoch_done = epoch_done
 """
-    process = start('alexnet2', '--epochs', 1, '--train-images', 400, '--log-every', 2, '--precision',
+    process = start('alexnet2', '--epochs', 1, '--train-images', 200, '--precision',
                     'bfloat16' if machine.native_bfloat16() else 'float32', prelude=prelude)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
