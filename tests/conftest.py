@@ -29,6 +29,9 @@ from common import mnist, scripts  # noqa: E402
 SCRIPTS = [path.stem for path in scripts.SCRIPTS.values()]
 FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+# Lines of a script that save a process of its own what the fixture `run` saves in this one: some five seconds.
+QUICK = ['from common import ops, plots', 'ops._compiles = lambda: False',
+         "plots.save = lambda figure, path: path.write_bytes(b'\\x89PNG')"]
 PRELUDE = '''
 import runpy, sys
 del sys.argv[0]
@@ -68,8 +71,7 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
     """Run a script, by name or path, in this process, as a user would in tmp_path, with its results in results/.
 
     Returns (exit status, stdout, stderr). What must be patched for it, the test patches. To save time, data are loaded
-    once, figures are not drawn, and TensorFlow's own normalizations are used. With compiled=True they are compiled,
-    as a user's are; with real=True nothing is saved.
+    once, figures are not drawn, and TensorFlow's own normalizations are used. With real=True nothing is saved.
     """
     from common import plots, records
     stock_save, stock_lock, opened = plots.save, records._lock, []
@@ -78,7 +80,7 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
         opened.append(file)
         return stock_lock(file, name)
 
-    def run(script, *options, compiled=False, real=False):
+    def run(script, *options, real=False):
         from common import opening, ops
         path = ROOT / f'{script}.py' if isinstance(script, str) else script
         command = [path, '--data-dir', mnist_dir, '--results-dir', 'results', *options]
@@ -89,8 +91,7 @@ def run(tmp_path, mnist_dir, data_sets, monkeypatch, capfd):
             monkeypatch.setattr(plots, 'run_figure', lambda *_: None)
             if plots.save is stock_save:
                 monkeypatch.setattr(plots, 'save', lambda figure, path: path.write_bytes(b'\x89PNG'))
-            if not compiled:
-                monkeypatch.setattr(ops, '_compiles', lambda: False)
+            monkeypatch.setattr(ops, '_compiles', lambda: False)
         monkeypatch.setattr(records, '_lock', lock)
         monkeypatch.chdir(tmp_path)
         capfd.readouterr()
@@ -135,13 +136,17 @@ def start(tmp_path, mnist_dir):
 
 @pytest.fixture
 def narrow(tmp_path):
-    """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2."""
-    def narrow(script, dense=16, replace=()):
+    """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2.
+
+    lines: of Python, that it runs before its own, such as QUICK.
+    """
+    def narrow(script, dense=16, replace=(), lines=()):
         source = (ROOT / f'{script}.py').read_text()
         source = re.sub(r'\b(96|256|384)\b', '8', source).replace('4096', str(dense))
         for old, new in replace:
             assert source.count(old) == 1
             source = source.replace(old, new)
+        source = source.replace('import tensorflow', '\n'.join([*lines, 'import tensorflow']))
         path = tmp_path / f'{script}.py'
         path.write_text(source)
         return path

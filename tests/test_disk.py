@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import FEW, SMALL, last_line, read_json, snapshot
+from conftest import FEW, QUICK, SMALL, last_line, read_json, snapshot
 from test_kill import Found, edit, interruption, is_whole
 
 from common import plots, records
@@ -103,7 +103,7 @@ def test_a_row_that_does_not_fit_leaves_the_csv_as_it_was(small_disk):
 def test_stdout_that_is_full_keeps_what_is_done(narrow, start, tmp_path):
     """And other output that cannot be written: a process of its own, for pytest has this one's."""
     with open('/dev/full', 'w') as full:
-        process = start(narrow('alexnet4'), *FEW, stdout=full)
+        process = start(narrow('alexnet4', lines=QUICK), *FEW, stdout=full)
         _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and 'Traceback' not in stderr
     assert ('alexnet4.py: stdout cannot be written (No space left on device); alexnet4 keeps 0 epochs and 1 iteration'
@@ -231,7 +231,7 @@ def test_a_run_touches_no_other_file(narrow, run, tmp_path):
 
 @pytest.mark.slow
 def test_two_started_at_once_take_two_names(narrow, start, tmp_path):
-    script = narrow('alexnet4')
+    script = narrow('alexnet4', lines=QUICK)
     processes = [start(script, '--epochs', 1, *SMALL) for _ in range(2)]
     for process in processes:
         process.communicate(timeout=300)

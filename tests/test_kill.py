@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, last_line, read_json, snapshot
+from conftest import QUICK, SMALL, last_line, read_json, snapshot
 
 from common import records, run as run_module, terminal
 from common.run import Run
@@ -144,7 +144,7 @@ def test_a_kill_at_every_moment(narrow, run, tmp_path):
 @pytest.mark.slow
 def test_a_real_kill(narrow, start, run, tmp_path):
     """In an iteration, and while a checkpoint of 18 MB is written."""
-    script, results = narrow('alexnet4', dense=2000), tmp_path / 'results'
+    script, results = narrow('alexnet4', dense=2000, lines=QUICK), tmp_path / 'results'
     process = start(script, '--epochs', 9, *SMALL, stderr=subprocess.DEVNULL)
     for line in process.stdout:
         if line.startswith('step 1, iteration 1,'):

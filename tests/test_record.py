@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FEW, ROOT, SMALL, last_line, read_json
+from conftest import FEW, QUICK, ROOT, SMALL, last_line, read_json
 
 from common import machine, records, scripts
 from common.divergence import largest_logit_gap, largest_weight
@@ -54,7 +54,7 @@ def test_hardware(monkeypatch):
 @pytest.mark.slow
 def test_the_source_is_what_python_read(narrow, start, tmp_path):
     """The script is edited while TensorFlow is imported."""
-    script = narrow('alexnet4')
+    script = narrow('alexnet4', lines=QUICK)
     before = script.read_text()
     process = start(script, *FEW)
     process.stderr.readline()           # TensorFlow's first: its library is loading

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FEW, ROOT, SMALL, last_line, read_json
+from conftest import FEW, QUICK, ROOT, SMALL, last_line, read_json
 
 ITERATION = r'step {}, iteration {}, training accuracy (0|1)\.\d+'
 EPOCH = r'step {}, loss (nan|\d+\.\d+), testing accuracy (0|1)\.\d+'
@@ -131,7 +131,7 @@ def test_an_edited_main_of_another_data_flow(narrow, run):
 @pytest.mark.slow
 def test_live_line_on_a_terminal(narrow, start):
     terminal, stderr = pty.openpty()
-    process = start(narrow('alexnet4'), *FEW, stderr=stderr)
+    process = start(narrow('alexnet4', lines=QUICK), *FEW, stderr=stderr)
     os.close(stderr)
     shown = b''
     try:

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, last_line, read_json
+from conftest import QUICK, ROOT, last_line, read_json
 from test_kill import is_whole
 
 from common import records
@@ -22,7 +22,6 @@ OPTIONS = ['--train-images', 27, '--batch-size', 4, '--test-images', 10, '--seed
 # Writes what a run sees as it goes: a process that dies of a signal runs nothing at its end.
 WATCH = """
 import hashlib, json, time
-from common import ops
 from common.run import Run, tf
 step = Run.step
 def watched_step(run, g, feed_dict):
@@ -33,7 +32,6 @@ def watched_step(run, g, feed_dict):
     step(run, g, feed_dict)
     time.sleep(0.1)
 Run.step = watched_step
-ops._compiles = lambda: False       # to save time
 """
 
 
@@ -53,7 +51,7 @@ def in_words(epochs, iterations):
 
 def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_path, monkeypatch):
     """Experiment 6. After each signal, the next start goes on with the next iteration."""
-    script, resume = narrow('alexnet6'), ['--epochs', 3, *OPTIONS, '--name', 'parts', '--log-every', 3]
+    script, resume = narrow('alexnet6', lines=QUICK), ['--epochs', 3, *OPTIONS, '--name', 'parts', '--log-every', 3]
     for number, until in ((signal.SIGINT, 'step 0, iteration 0'), (signal.SIGTERM, 'step 1, iteration 0'),
                           (signal.SIGHUP, 'step 1, iteration 3'), (signal.SIGUSR1, 'step 2, iteration 0')):
         process = start(script, *resume, prelude=WATCH)
@@ -107,7 +105,7 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
 
 def test_a_terminal_that_closes(narrow, mnist_dir, run, tmp_path):
     """SIGHUP comes twice, from the kernel and from the shell, and no line can be printed any more."""
-    script = narrow('alexnet4')
+    script = narrow('alexnet4', lines=QUICK)
     command = [sys.executable, script, '--epochs', 500, *OPTIONS, '--data-dir', mnist_dir, '--results-dir', 'results']
     shell, terminal = pty.fork()
     if shell == 0:
@@ -142,7 +140,7 @@ def test_a_terminal_that_closes(narrow, mnist_dir, run, tmp_path):
 
 def test_a_reader_that_goes(narrow, start, run, tmp_path):
     """As `head` does: what is done is kept."""
-    process = start(narrow('alexnet4'), '--epochs', 3, *OPTIONS)
+    process = start(narrow('alexnet4', lines=QUICK), '--epochs', 3, *OPTIONS)
     wait_for(process, 'step 1, iteration 2,')
     process.stdout.close()
     stderr = process.stderr.read()
@@ -160,7 +158,7 @@ def test_ignored_signals_stay_ignored(narrow, start, tmp_path):
     def ignoring():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    process = start(narrow('alexnet4'), '--epochs', 2, *OPTIONS, preexec_fn=ignoring)
+    process = start(narrow('alexnet4', lines=QUICK), '--epochs', 2, *OPTIONS, preexec_fn=ignoring)
     next(process.stdout)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGHUP)
@@ -170,7 +168,7 @@ def test_ignored_signals_stay_ignored(narrow, start, tmp_path):
 
 
 def test_ctrl_c_ends_the_loop_of_a_shell(narrow, mnist_dir, tmp_path):
-    script = narrow('alexnet4')
+    script = narrow('alexnet4', lines=QUICK)
     command = (f'for n in 1 2; do {sys.executable} {script} --epochs 500 {shlex.join(map(str, OPTIONS))} --name run$n '
                f'--data-dir {mnist_dir} --results-dir results; done')
     shell = subprocess.Popen(['bash', '-c', command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -11,8 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, last_line, read_json, snapshot
-from test_kill import change
+from conftest import QUICK, ROOT, SMALL, last_line, read_json, snapshot
 
 from common.records import read_rows
 
@@ -77,13 +76,6 @@ def wait_for(process, *patterns):
     return lines
 
 
-def fast(script, *more):
-    """A script that uses TensorFlow's own normalizations, to save time, and runs the lines `more` first."""
-    lines = ['from common import ops', 'ops._compiles = lambda: False', *more]
-    change(script, lambda source: source.replace(b'import tensorflow', '\n'.join([*lines, 'import tensorflow']).encode()))
-    return script
-
-
 def processes(name):
     """The ids of the processes that train the run `name`."""
     command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} ']
@@ -94,7 +86,7 @@ def processes(name):
 def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
     """A script that fails, one that cannot be read, runs that diverge and a name that is taken stop no other run."""
     for script in 'alexnet1', 'alexnet4':
-        fast(narrow(script))
+        narrow(script, lines=QUICK)
     (tmp_path / 'broken.py').write_text('import common\nraise ValueError("its own mistake")\n')
     results = tmp_path / 'results'
     results.mkdir()
@@ -124,10 +116,10 @@ def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
 def test_it_survives(sweep, here, narrow, run, cluster, tmp_path, capfd):
     """A process killed, a machine gone, Ctrl-C, the sweep itself killed: without dropout, all come to the same."""
     slowly = tmp_path / 'slowly'
-    script = fast(narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
+    script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
         'run.iteration_done(train_accuracy)',
-        f'run.iteration_done(train_accuracy); time.sleep(0.2 * os.path.exists({str(slowly)!r}))')]),
-        'import os, time', 'from common import run as common_run', 'common_run.Run._plot = lambda _: None')
+        f'run.iteration_done(train_accuracy); time.sleep(0.2 * os.path.exists({str(slowly)!r}))')],
+        lines=[*QUICK, 'import os, time'])
     slowly.touch()
     names, results = ['alexnet4-seed0', 'alexnet4-seed1'], tmp_path / 'results'
     options = ['--epochs', 14, '--train-images', 10, '--batch-size', 1, '--test-images', 2]
