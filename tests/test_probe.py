@@ -15,7 +15,7 @@ from common.images import image_shape_scale
 from common.records import Refused
 from common.run import Run
 
-IMAGES = 24
+IMAGES = 12
 HE = r'tf\.truncated_normal\((\[.*\]), mean=0, stddev=0\.01\)', r'tf.initializers.he_normal()(\1)'
 EXPECTED = {
     'alexnet1': 'The loss of this batch is nan. Cause: the loss formula.',
