@@ -27,7 +27,8 @@ for number in signal.SIGINT, signal.SIGHUP:
 from common import mnist, scripts  # noqa: E402
 
 SCRIPTS = [path.stem for path in scripts.SCRIPTS.values()]
-FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 10, '--seed', 1]
+# As many test images as a batch has: kernels are compiled for one shape.
+FEW = ['--epochs', 2, '--train-images', 8, '--batch-size', 4, '--test-images', 4, '--seed', 1]
 SMALL = ['--train-images', 16, '--batch-size', 4, '--test-images', 10, '--seed', 1]
 # Lines of a script that save a process of its own what the fixture `run` saves in this one: some five seconds.
 QUICK = ['from common import ops, plots', 'ops._compiles = lambda: False',

@@ -16,7 +16,7 @@ from common.propagation import Watch
 def test_benchmark(tmp_path, mnist_dir):
     """Small batches: what is tested is that it measures, not what."""
     command = [sys.executable, '-m', 'common.benchmark', '--experiment', '3', '--iterations', '2', '--batch-size', '2',
-               '--test-images', '10', '--data-dir', str(mnist_dir), '--json', str(tmp_path / 'found.json')]
+               '--test-images', '2', '--data-dir', str(mnist_dir), '--json', str(tmp_path / 'found.json')]
     (tmp_path / 'tmp').mkdir()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=os.environ | {'TMPDIR': str(tmp_path / 'tmp')})

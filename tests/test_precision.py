@@ -8,7 +8,7 @@ from common.run import Run
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
-SMALL = ['--epochs', 1, '--train-images', 20, '--batch-size', 10, '--test-images', 10, '--seed', 1]     # one shape to compile
+SMALL = ['--epochs', 1, '--train-images', 20, '--batch-size', 10, '--test-images', 10, '--seed', 1]
 
 
 @pytest.mark.slow
