@@ -139,7 +139,7 @@ def start(tmp_path, mnist_dir):
 def narrow(tmp_path):
     """Write a copy of a script with few channels, 8 in each convolution, and `dense` units in fc1 and fc2.
 
-    lines: of Python, that it runs before its own, such as QUICK.
+    lines: of Python, to run before it imports TensorFlow, such as QUICK.
     """
     def narrow(script, dense=16, replace=(), lines=()):
         source = (ROOT / f'{script}.py').read_text()

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import FEW, QUICK, ROOT, SMALL, last_line, read_json
 
+from common.terminal import counted
+
 ITERATION = r'step {}, iteration {}, training accuracy (0|1)\.\d+'
 EPOCH = r'step {}, loss (nan|\d+\.\d+), testing accuracy (0|1)\.\d+'
 
@@ -21,7 +23,7 @@ def check(script, epochs, results, stdout, stderr):
     lines = stdout.splitlines()
     assert len(lines) == len(patterns)
     assert all(re.fullmatch(*pair) for pair in zip(patterns, lines, strict=True)), stdout
-    assert re.search(rf'{script}.py: {epochs} epochs? of 2 iterations, 4 images each, then 4 test images', stderr)
+    assert f'{script}.py: {counted(epochs, "epoch")} of 2 iterations, 4 images each, then 4 test images' in stderr
     assert 'loss manual, float32, seed 1, on ' in stderr and ('to go' in stderr) == (epochs > 1)
     assert last_line(stderr) == f'{script}.py: done; results/{script}.csv, .json, .log and .png'
     assert sorted(path.name for path in results.iterdir()) == [
