@@ -1,12 +1,13 @@
 """Experiment 1: AlexNet on MNIST, as first tried.
 
-Weights are drawn from a normal distribution with stddev 1, cut off at 2 (which leaves 0.88); biases are 0.1.
+Weights are drawn from a normal distribution with stddev 1, cut off at 2, which makes it 0.88; biases are 0.1.
 
 The article's figures                                       Recorded here (results/reference/alexnet1.csv)
 epoch 1, loss nan, testing accuracy 0.08500000089406967     loss nan, testing accuracy 0.08500000089406967
 epoch 2, loss nan, testing accuracy 0.08500000089406967     loss nan, testing accuracy 0.08500000089406967
 epoch 3, loss nan, testing accuracy 0.08500000089406967     none yet
 epoch 4, loss nan, testing accuracy 0.08500000089406967     none yet
+                                                            with --seed 0 --precision bfloat16 --log-every 10
 
 With --loss stable, which is not in the article (results/reference/alexnet1-stable.csv):
   epoch 1, loss nan, testing accuracy 0.08500000089406967

@@ -16,6 +16,7 @@ epoch 47, loss nan, testing accuracy 0.085                  none yet
 epoch 48, loss nan, testing accuracy 0.085                  none yet
 epoch 49, loss nan, testing accuracy 0.085                  none yet
 epoch 50, loss nan, testing accuracy 0.085                  none yet
+                                                            with --seed 0 --precision bfloat16 --log-every 10
 """
 from types import SimpleNamespace
 

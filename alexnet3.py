@@ -10,6 +10,7 @@ epoch 11, loss 678.09644, testing accuracy 0.788            loss 2292.8430175781
 epoch 12, loss 178.35306, testing accuracy 0.948            loss 667.7160034179688, testing accuracy 0.7889999747276306
 epoch 49, loss 35.42096, testing accuracy 0.988             none yet
 epoch 50, loss 34.458153, testing accuracy 0.988            none yet
+                                                            with --seed 1 --precision bfloat16 --log-every 10
 """
 from types import SimpleNamespace
 

@@ -12,6 +12,7 @@ epoch 21, loss 2114.1978, testing accuracy 0.301            loss 2290.00390625, 
 epoch 22, loss 366.07996, testing accuracy 0.872            loss 858.2877197265625, testing accuracy 0.6859999895095825
 epoch 49, loss 44.795494, testing accuracy 0.992            none yet
 epoch 50, loss 37.983482, testing accuracy 0.988            none yet
+                                                            with --seed 0 --precision bfloat16 --log-every 10
 """
 from types import SimpleNamespace
 

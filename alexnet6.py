@@ -10,6 +10,7 @@ epoch 1, loss 44.443394, testing accuracy 0.979             loss 50.196090698242
 epoch 2, loss 34.873466, testing accuracy 0.988             loss 36.836395263671875, testing accuracy 0.9929999709129333
 epoch 49, loss 13.521537, testing accuracy 0.992            none yet
 epoch 50, loss 10.757448, testing accuracy 0.991            none yet
+                                                            with --seed 0 --precision bfloat16 --log-every 10
 """
 from types import SimpleNamespace
 

@@ -5,6 +5,7 @@ prints no figures, only "the model still cannot converge".
 
 The article's figures                                       Recorded here (results/reference/alexnet7.csv)
 none printed                                                epoch 1, loss nan, testing accuracy 0.08500000089406967
+                                                            with --seed 0 --precision bfloat16 --log-every 10
 
 With --loss stable, which is not in the article (results/reference/alexnet7-stable.csv):
   epoch 1, loss 9783.3466796875, testing accuracy 0.7919999957084656

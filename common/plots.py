@@ -147,7 +147,7 @@ def curves(groups, author, kind):
         _decades(axes)
     axes.set_title(TITLES[kind], loc='left', fontsize=20, pad=32)
     key = [*["thick: these runs, thin: the article's author"] * bool(author),
-           *['band: all seeds'] * any(len(group) > 1 for group in groups)]
+           *['several seeds: mean and band'] * any(len(group) > 1 for group in groups)]
     axes.text(0, 1.03, '; '.join(key), color=INK, fontsize=SMALL, transform=axes.transAxes)
     place(axes, labels)
     return figure

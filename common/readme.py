@@ -24,9 +24,11 @@ CHANGES = {
     1: ('the first try: weights with stddev 1, biases 0.1', '`nan` at once, accuracy 0.085'),
     2: ('weights with stddev 0.01, biases with mean 0.005 and stddev 0.1',
         'a plateau of {plateau} epochs, then {best}; `nan` from epoch {nan}'),
-    3: ('the learning rate falls to a tenth after 30 epochs', 'a plateau of {plateau} epochs, then {last}; no `nan`'),
+    3: ('the learning rate falls to a tenth after 30 epochs; until then nothing changes',
+        'a plateau of {plateau} epochs, then {last}; no `nan`'),
     4: ('`tf.get_variable` initializes weights and biases', '{first} after one epoch, {last} after 50'),
-    5: ('convolutions 4 and 5 in two groups', 'a plateau of {plateau} epochs, then {last}; no `nan`'),
+    5: ('convolutions 4 and 5 in two groups',
+        "a plateau of {plateau} epochs (its author's record), then {last}; no `nan`"),
     6: ('batch normalization, no local response normalization', '{first} after one epoch, {last} after 50'),
     7: ("experiment 1's initialization", '"the model still cannot converge"'),
 }
@@ -80,7 +82,8 @@ def block_experiments():
     rows = [[f'`{SCRIPTS[n].name}`', change + (f' (vs {PARENTS[n]})' if n in PARENTS else ''), saw_of(n, saw),
              '; '.join(filter(None, (recorded_of(n, loss) for loss in ('manual', 'stable'))))]
             for n, (change, saw) in CHANGES.items()]
-    return grid(['script', 'what changes', 'the article saw', 'recorded here'], rows, True)
+    precisions = listed(sorted({run.precision for run in runs()}))
+    return grid(['script', 'what changes', 'the article saw', f'recorded here, in {precisions}'], rows, True)
 
 
 def saw_of(n, saw):
@@ -220,17 +223,20 @@ def block_sweeps():
 def figures_of_docstring(n):
     """The article's figures beside those recorded, as a script's docstring has them."""
     lines = [f'{FIGURES:60}Recorded here (results/reference/alexnet{n}.csv)']
-    rows = {run.name: run.rows for run in runs(n)}
-    mine = rows[f'reference/alexnet{n}']
+    found = {run.name: run for run in runs(n)}
+    run = found[f'reference/alexnet{n}']
+    mine = run.rows
     for epoch, (loss, accuracy) in article_figures().get(n, {}).items():
         here = 'loss {}, testing accuracy {}'.format(*mine[epoch - 1]) if epoch <= len(mine) else 'none yet'
         lines.append(f'{f"epoch {epoch}, loss {loss}, testing accuracy {accuracy}":60}{here}')
     if n not in article_figures():
         lines.append('{:60}epoch 1, loss {}, testing accuracy {}'.format('none printed', *mine[0]))
-    if stable := rows.get(f'reference/alexnet{n}-stable'):
+    lines.append(f'{"":60}with --seed {run.record["seed"]} --precision {run.precision} '
+                 f'--log-every {run.options["log_every"]}')
+    if stable := found.get(f'reference/alexnet{n}-stable'):
         lines += ['', f'With --loss stable, which is not in the article (results/reference/alexnet{n}-stable.csv):']
-        lines += ['  epoch {}, loss {}, testing accuracy {}'.format(epoch, *stable[epoch - 1])
-                  for epoch in sorted({1, len(stable)})]
+        lines += ['  epoch {}, loss {}, testing accuracy {}'.format(epoch, *stable.rows[epoch - 1])
+                  for epoch in sorted({1, len(stable.rows)})]
     return '\n'.join(lines)
 
 

@@ -168,19 +168,17 @@ def block_runs():
 
 
 def block_precision():
-    """Mean differences between two precisions of a seed, and between two seeds of the precision in which they are
-    closer."""
+    """Mean differences between the precisions of a seed, and between the seeds of a precision."""
     rows = []
     for n, seeds in (4, range(3)), (6, range(3)):
-        figures = {(precision, seed): Recorded(REFERENCE / f'precision/alexnet{n}-{precision}-{seed}.csv').rows[0]
-                   for precision in ('float32', 'bfloat16') for seed in seeds}
+        found = {precision: [Recorded(REFERENCE / f'precision/alexnet{n}-{precision}-{seed}.csv') for seed in seeds]
+                 for precision in ('float32', 'bfloat16')}
         row = [n]
-        for k, digits in (0, 1), (1, 4):
-            precisions = np.mean([abs(figures['float32', seed][k] - figures['bfloat16', seed][k]) for seed in seeds])
-            between = min(np.mean([abs(figures[precision, one][k] - figures[precision, other][k])
-                                   for one, other in itertools.combinations(seeds, 2)])
-                          for precision in ('float32', 'bfloat16'))
-            row += [f'{precisions:.{digits}f}', f'{between:.{digits}f}']
+        for kind, digits in ('losses', 1), ('accuracies', 4):
+            figures = {precision: [getattr(run, kind)[0] for run in each] for precision, each in found.items()}
+            pairs = [zip(*figures.values(), strict=True),
+                     *(itertools.combinations(each, 2) for each in figures.values())]
+            row += [f'{np.mean([abs(one - other) for one, other in each]):.{digits}f}' for each in pairs]
         rows.append(row)
-    return grid(['experiment', 'loss: between precisions', 'between seeds', 'accuracy: between precisions',
-                 'between seeds'], rows, True)
+    return grid(['experiment', *(f'{kind}: {pair}' for kind in ('loss', 'accuracy') for pair in (
+        'the precisions', 'seeds in float32', 'seeds in bfloat16'))], rows, True)
