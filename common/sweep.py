@@ -16,6 +16,7 @@ import socket
 import sys
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from common import compare, options, recorded, scripts
 from common.options import DATA_DIR, RESULTS_DIR, between, folder
@@ -136,6 +137,8 @@ def _connect(given):
     os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'      # the records are our log
     os.environ['RAY_AIR_NEW_OUTPUT'] = '0'                      # which prints tables even with verbose=0
     os.environ['TUNE_DISABLE_SIGINT_HANDLER'] = '1'             # Watch.signals has the handlers
+    # Where memory runs out, the system kills a run, which goes on. Ray's monitor kills a worker, and that ends Tune.
+    os.environ.setdefault('RAY_memory_monitor_refresh_ms', '0')
     environment = {'py_modules': [str(scripts.ROOT / 'common')]}
     if given.install:
         environment['pip'] = str(scripts.ROOT / 'requirements.txt')
@@ -148,7 +151,9 @@ def _connect(given):
         ray.init(address=given.address or 'local', runtime_env=environment, log_to_driver=False,
                  logging_level=logging.CRITICAL, **alone)
     except (OSError, RuntimeError) as error:
-        where = f'there is no Ray cluster at {given.address}' if given.address else 'Ray cannot start here'
+        where = 'Ray cannot start here' if not given.address else (
+            f'there is no Ray cluster at {given.address}' if isinstance(error, OSError) else
+            f'this machine is in no Ray cluster at {given.address}: start the sweep on a machine of it')
         raise Refused(f'{where}: {str(error).splitlines()[0]}') from None
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
@@ -225,11 +230,19 @@ def _storage(given):
     return given.storage.rstrip('/')
 
 
+def folder_in(storage, name):
+    """A folder in the storage. A bucket's address may end in options, as in s3://bucket/folder?region=eu-west-1."""
+    if '://' not in storage:
+        return f'{storage}/{name}'
+    address = urlsplit(storage)
+    return address._replace(path=f'{address.path}/{name}').geturl()
+
+
 def _tuner(given, runs, cluster, watch, storage):
     """The tune.Tuner of these runs, or of the sweep that is resumed."""
     trainable = tune.with_resources(trial.train, {'cpu': cluster.cpus, 'gpu': cluster.gpus})
     if given.resume:
-        path = f'{storage}/{given.resume}'
+        path = folder_in(storage, given.resume)
         if not tune.Tuner.can_restore(path):
             raise Refused(f'there is no sweep {given.resume} in {storage}')
         return tune.Tuner.restore(path, trainable=trainable, resume_errored=True)

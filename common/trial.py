@@ -111,8 +111,12 @@ class Watched:
         data_dir = ['--data-dir', self._run['data_dir']] if Path(self._run['data_dir']).is_dir() else []
         command = [sys.executable, script.name, '--resume' if self._json.exists() else '--name', name,
                    *self._run['options'], '--results-dir', self._results, *data_dir]
-        cpus = int(tune.get_context().get_trial_resources().required_resources['CPU'])
-        env = os.environ | {'PYTHONPATH': str(ROOT), 'TF_NUM_INTRAOP_THREADS': str(cpus)}
+        resources = tune.get_context().get_trial_resources().required_resources
+        paths = [str(ROOT), os.environ.get('PYTHONPATH')]
+        env = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+                            'TF_NUM_INTRAOP_THREADS': str(int(resources['CPU']))}
+        if not resources.get('GPU'):
+            env['CUDA_VISIBLE_DEVICES'] = ''        # Ray hides GPUs only from a run that has one
         with self._stderr.open('wb') as stderr:
             self._process = subprocess.Popen(
                 list(map(str, command)), cwd=self._folder, env=env, stdin=subprocess.DEVNULL,

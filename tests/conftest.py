@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ['CUDA_VISIBLE_DEVICES'] = '-1'       # what is expected here is what a CPU does
+os.environ['CUDA_VISIBLE_DEVICES'] = ''         # what is expected here is what a CPU does
 os.environ['TF_USE_LEGACY_KERAS'] = '1'         # TensorFlow imports no Keras then: a second less for each process
 # A background job ignores SIGINT, and one under nohup SIGHUP. Processes inherit that, but they inherit no handler.
 for number in signal.SIGINT, signal.SIGHUP:

@@ -16,15 +16,16 @@ from conftest import QUICK, ROOT, SMALL, last_line, read_json, snapshot
 from common.records import read_rows
 
 cluster_utils = pytest.importorskip('ray.cluster_utils')
-QUIET = {'RAY_USAGE_STATS_ENABLED': '0'}
-ENV = QUIET | {'PYTHONPATH': str(ROOT)}
+# Ray starts a worker for each CPU before it is asked for one. None has a sweep's environment, so none is used.
+os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_prestart_worker_first_driver': '0'}
 OPTIONS = list(map(str, SMALL[:-2]))
 
 
 @pytest.fixture(scope='module')
 def cluster():
-    node = {'num_cpus': os.cpu_count(), 'object_store_memory': 80 * 2**20, 'env_vars': QUIET}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+    node = {'num_cpus': os.cpu_count(), 'object_store_memory': 80 * 2**20}
+    head = node | {'include_dashboard': False, 'include_log_monitor': False, 'no_monitor': True}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     cluster.add = lambda: cluster.add_node(**node)
     cluster.second = cluster.add()
     yield cluster
@@ -39,26 +40,27 @@ def given(cluster, tmp_path, mnist_dir):
 
 
 @pytest.fixture
-def here(given, tmp_path, monkeypatch):
-    """Run a sweep in this process, to save the start of another: what it exits with."""
+def here(tmp_path, monkeypatch, capfd):
+    """Run a sweep in this process, to save the start of another: (what it exits with, stdout, stderr)."""
     def here(*arguments):
-        monkeypatch.setattr(sys, 'argv', list(map(str, ['sweep', *given, *arguments])))
+        monkeypatch.setattr(sys, 'argv', list(map(str, ['sweep', *arguments])))
         monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             runpy.run_module('common.sweep', run_name='__main__')
-        return end.value.code
+        return end.value.code, *capfd.readouterr()
     return here
 
 
 @pytest.fixture
-def sweep(given, tmp_path):
-    """Start a sweep in a process of its own: a Popen."""
+def sweep(tmp_path):
+    """Start a sweep in a process of its own, which a signal ends: a Popen."""
     started = []
 
     def sweep(*arguments):
-        command = [sys.executable, '-m', 'common.sweep', *given, *arguments]
-        started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        command = [sys.executable, '-m', 'common.sweep', *arguments]
+        started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, env=os.environ | {'PYTHONPATH': str(ROOT)}))
         return started[-1]
     yield sweep
     for process in started:
@@ -77,13 +79,13 @@ def wait_for(process, *patterns):
 
 
 def processes(name):
-    """The ids of the processes that train the run `name`."""
-    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} ']
+    """The ids of the processes that train the run `name` for 14 epochs."""
+    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} --epochs 14 ']
     return list(map(int, subprocess.run(command, capture_output=True, text=True).stdout.split()))
 
 
 @pytest.mark.slow
-def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
+def test_records_are_those_of_plain_runs(given, here, narrow, run, tmp_path):
     """A script that fails, one that cannot be read, runs that diverge and a name that is taken stop no other run."""
     for script in 'alexnet1', 'alexnet4':
         narrow(script, lines=QUICK)
@@ -91,10 +93,9 @@ def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
     results = tmp_path / 'results'
     results.mkdir()
     (results / 'alexnet4-seed1.csv').write_text('mine')
-    process = sweep('alexnet1.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1, '--', '--epochs', 2,
-                    *OPTIONS)
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1, stderr
+    status, stdout, stderr = here(*given, 'alexnet1.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1,
+                                  '--', '--epochs', 2, *OPTIONS)
+    assert status == 1, stderr
     assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in stderr
     assert 'broken-seed0: failed: ValueError: its own mistake' in stderr and 'lost' not in stderr, 'not tried again'
     assert re.search('nowhere.py cannot be read: .*No such file.*\n.*broken-seed0: .*\n.*broken-seed1: .*\n$', stderr)
@@ -113,7 +114,7 @@ def test_records_are_those_of_plain_runs(sweep, narrow, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_survives(sweep, here, narrow, run, cluster, tmp_path, capfd):
+def test_it_survives(given, sweep, here, narrow, run, cluster, tmp_path):
     """A process killed, a machine gone, Ctrl-C, the sweep itself killed: without dropout, all come to the same."""
     slowly = tmp_path / 'slowly'
     script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
@@ -123,7 +124,7 @@ def test_it_survives(sweep, here, narrow, run, cluster, tmp_path, capfd):
     slowly.touch()
     names, results = ['alexnet4-seed0', 'alexnet4-seed1'], tmp_path / 'results'
     options = ['--epochs', 14, '--train-images', 10, '--batch-size', 1, '--test-images', 2]
-    process = sweep(script, '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
+    process = sweep(*given, script, '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
     lines = wait_for(process, *(f'{name}: epoch 1 of 14' for name in names))
     resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
     cluster.remove_node(cluster.second, allow_graceful=False)
@@ -144,14 +145,13 @@ def test_it_survives(sweep, here, narrow, run, cluster, tmp_path, capfd):
     within = [name for name, unfinished in kept.items() if unfinished['global_step'] % 10]
     assert within, 'of one run, at least, there are iterations within an epoch'
 
-    process = sweep(*resume)
+    process = sweep(*given, *resume)
     wait_for(process, *(f'{name}: epoch .* of 14' for name in names))
     process.kill()
     process.wait()
     slowly.unlink()
-    process = sweep(*resume)
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
+    status, stdout, stderr = here(*given, *resume)
+    assert status == 0, stderr
     for seed, name in enumerate(names):
         assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain')[0] == 0
         rows, plain = (read_rows(tmp_path / folder / f'{name}.csv') for folder in ('results', 'plain'))
@@ -164,33 +164,30 @@ def test_it_survives(sweep, here, narrow, run, cluster, tmp_path, capfd):
     kept = snapshot(results)
     for path in results.glob('alexnet4*'):
         path.unlink()
-    assert here(*resume) == 0
+    status, stdout, stderr = here(*given, *resume)
+    assert status == 0 and stdout.count(' complete') == 2, stderr
     assert snapshot(results) == kept, 'a complete sweep brings its records back'
-    assert capfd.readouterr().out.count(' complete') == 2
 
 
 @pytest.mark.slow
-def test_on_one_machine(mnist_dir, tmp_path):
+def test_on_one_machine(sweep, here, mnist_dir, tmp_path, monkeypatch):
     """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C.
 
     It comes when one run has an epoch, one has just been started, and one waits.
     """
     from sweep_overhead import STUB
-    (tmp_path / 'stub.py').write_text(STUB.replace('given =', 'time.sleep(5 * ("1" in sys.argv))\ngiven =', 1))
-
-    def sweep(*arguments):
-        command = [sys.executable, '-m', 'common.sweep', *arguments, '--results-dir', 'results', '--cpus-per-run', 1]
-        return subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | ENV, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir)
+    monkeypatch.setenv('RAY_memory_usage_threshold', '0.01')     # Ray's monitor, if it ran, would kill every worker
+    (tmp_path / 'stub.py').write_text(STUB.replace('given =', 'time.sleep(3 * ("1" in sys.argv))\ngiven =', 1))
+    given = ['--results-dir', 'results', '--cpus-per-run', 1]
+    process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir, *given)
     lines = wait_for(process, 'Sweep: ', 'stub-seed0: epoch 1 of 2')
     assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
     process.send_signal(signal.SIGUSR1)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGUSR1 and 'interrupted. Go on with: ' in last_line(stderr), stderr
     assert ': lost' not in stderr
-    stdout, stderr = sweep('--resume', re.search('Sweep: (.+)', ''.join(lines))[1]).communicate(timeout=300)
-    assert stdout.count(' complete') == 3, stderr
+    status, stdout, stderr = here('--resume', re.search('Sweep: (.+)', ''.join(lines))[1], *given)
+    assert status == 0 and stdout.count(' complete') == 3, stderr
     assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == '2302.0,0.1\n' * 2 for seed in range(3))
     assert len(list(tmp_path.glob('results/.sweeps/sweep-*/stub-seed?/checkpoint_*'))) >= 3
 
@@ -202,10 +199,18 @@ def test_on_one_machine(mnist_dir, tmp_path):
     (['--resume', 'sweep-1'], 'there is no sweep sweep-1 in .*/storage'),
     (['--address', '127.0.0.1:1'], r'there is no Ray cluster at 127.0.0.1:1: .*Connection refused'),
 ])
-def test_what_it_refuses_on_a_cluster(arguments, message, here, tmp_path):
+def test_what_it_refuses_on_a_cluster(arguments, message, given, here, tmp_path):
     scripts = [] if '--resume' in arguments else [ROOT / 'alexnet4.py']
-    assert re.fullmatch(f'python -m common.sweep: {message}', here(*scripts, *arguments))
+    assert re.fullmatch(f'python -m common.sweep: {message}', here(*given, *scripts, *arguments)[0])
     assert not list(tmp_path.glob('results/*.csv'))
+
+
+@pytest.mark.parametrize('storage, folder', [
+    ('/a/b?', '/a/b?/sweep-1'), ('s3://bucket/a', 's3://bucket/a/sweep-1'),
+    ('s3://bucket/a?region=eu-west-1', 's3://bucket/a/sweep-1?region=eu-west-1'),
+])
+def test_a_folder_in_the_storage(storage, folder):
+    assert runpy.run_module('common.sweep')['folder_in'](storage, 'sweep-1') == folder
 
 
 def test_a_storage_that_no_one_knows(monkeypatch):
