@@ -13,7 +13,6 @@ from pathlib import Path
 from common import options, plots, recorded, scripts, verdicts
 from common.recorded import ARTICLE_BATCHES, REFERENCE, grid
 from common.records import Refused
-from common.scripts import ROOT
 from common.terminal import drop_stdout
 
 
@@ -27,7 +26,7 @@ def main():
     parser.add_argument('--verdicts', action='store_true',
                         help="judge the article's conclusions by these runs")
     parser.add_argument('--markdown', action='store_true', help='print tables for pasting')
-    parser.add_argument('--results-dir', type=options.folder, default=ROOT / 'results', metavar='DIR',
+    parser.add_argument('--results-dir', type=options.folder, default=options.RESULTS_DIR, metavar='DIR',
                         help='folder of the runs and for the figures (default: results)')
     given = parser.parse_args()
     try:

@@ -7,7 +7,6 @@ follows the line that begins with "The article's figures". The figures compare-*
 """
 import json
 import re
-import sys
 
 import numpy as np
 
@@ -241,4 +240,4 @@ def figures_of_docstring(n):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -39,8 +39,8 @@ except ImportError:
 def main():
     """Run what the command line asks for. Status 1 where a run failed or the sweep cannot begin."""
     parser = _parser()
-    ours, script_options = _split(sys.argv[1:])
-    given = parser.parse_args(ours)
+    at = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
+    given, script_options = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1:]
     if bool(given.resume) == bool(given.scripts):
         parser.error('give scripts, or --resume SWEEP')
     _check(parser, given, script_options)
@@ -101,14 +101,6 @@ def _parser():
     add('--results-dir', type=folder, default=RESULTS_DIR, metavar='DIR',
         help='where the records arrive (default: results)')
     return parser
-
-
-def _split(arguments):
-    """The command line before and after its first --."""
-    if '--' not in arguments:
-        return arguments, []
-    at = arguments.index('--')
-    return arguments[:at], arguments[at + 1:]
 
 
 def _check(parser, given, script_options):

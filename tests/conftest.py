@@ -24,7 +24,7 @@ for number in signal.SIGINT, signal.SIGHUP:
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-from common import mnist, scripts  # noqa: E402
+from common import mnist, options, scripts  # noqa: E402
 
 SCRIPTS = [path.stem for path in scripts.SCRIPTS.values()]
 # As many test images as a batch has: kernels are compiled for one shape.
@@ -52,6 +52,35 @@ def read_json(path):
 def snapshot(folder):
     """Every file below a folder, with its content."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def write_run(folder, name, experiment, rows, divergence=None, replace=(), signals=(), **chosen):
+    """Write a run's CSV and record. divergence: (epoch, iteration); replace: changes of the script; signals: at fc1,
+    the first before training; then options."""
+    source = (ROOT / f'alexnet{experiment}.py').read_text()
+    for old, new in replace:
+        assert old in source
+        source = source.replace(old, new)
+    chosen = options.defaults() | {'seed': 0} | chosen
+    record = {
+        'script': f'alexnet{experiment}.py', 'source': source, 'seed': chosen['seed'], 'options': chosen,
+        'precision': chosen['precision'], 'start': '', 'status': 'complete', 'resumed': [],
+        'common': {'ops.py': 'a'},
+        'divergence': divergence and {'epoch': divergence[0], 'iteration': divergence[1], 'loss': 'nan',
+                                      'cause': 'loss formula'},
+        'epochs': [{'seconds': 10.0 + k} for k in range(len(rows))]}
+    for part, at_fc1 in zip([record, *record['epochs']], signals, strict=False):
+        part['signal_before_training' if part is record else 'signal'] = {'fc1': at_fc1}
+    (folder / f'{name}.json').write_text(json.dumps(record))
+    path = folder / f'{name}.csv'
+    path.write_text(''.join(f'{loss},{accuracy}\n' for loss, accuracy in rows))
+    return path
+
+
+@pytest.fixture
+def make(tmp_path):
+    """write_run in tmp_path."""
+    return functools.partial(write_run, tmp_path)
 
 
 @pytest.fixture(scope='session')
@@ -133,6 +162,12 @@ def start(tmp_path, mnist_dir):
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def unfused(monkeypatch):
+    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
+    monkeypatch.setattr('common.ops._compiles', lambda: False)
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """python -m common.compare: on small runs made by hand, whose answers are known."""
-import functools
 import os
 import re
 import shutil
@@ -7,16 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, last_line
-from test_recorded import LEARNT, NAN, PLATEAU, write_run
+from conftest import ROOT, last_line, write_run
+from test_recorded import LEARNT, NAN, PLATEAU
 
 from common import compare, recorded, verdicts
 from common.recorded import Recorded
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(write_run, tmp_path)
 
 
 @pytest.fixture

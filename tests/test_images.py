@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common import images, mnist
+from common import images
 from common.images import Feed
 
 
@@ -74,16 +74,3 @@ def test_an_error_on_the_thread_is_raised_where_its_batch_is_asked_for():
         assert data.served == 2, 'it has happened, and waits'
         feed.next()
     assert not any(thread.is_alive() for thread in data.threads)
-
-
-def test_batches_are_those_of_the_data_set(mnist_dir):
-    train = mnist.read_data_sets(mnist_dir, one_hot=True, validation_size=0).train
-
-    def data():
-        return mnist.DataSet(train.images[:50], train.labels[:50], seed=3)
-    expected = data()
-    with Feed(data(), 20, 8) as feed:       # an epoch's end falls inside a batch
-        for _ in range(8):
-            batch_xs, batch_ys = feed.next()
-            xs, ys = expected.next_batch(20)
-            assert (batch_xs == images.image_shape_scale(xs)).all() and (batch_ys == ys).all()

@@ -3,14 +3,11 @@ import numpy as np
 import pytest
 from test_graph import Network
 
-from common import images, ops
+from common import images
 from common.run import Run
 
 
-@pytest.fixture(autouse=True)
-def unfused(monkeypatch):
-    """TensorFlow's own normalizations, whose kernels need not be compiled first: for what is not about them."""
-    monkeypatch.setattr(ops, 'fuses', lambda: False)
+pytestmark = pytest.mark.usefixtures('unfused')
 
 
 @pytest.fixture

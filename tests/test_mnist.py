@@ -1,7 +1,6 @@
 """MNIST: TensorFlow 1's batches, parsing bit for bit, and what is done with the files that a folder holds."""
 import gzip
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,15 +181,6 @@ def labels(folder):
     return mnist.read_data_sets(folder, validation_size=0).test.labels.tolist()
 
 
-@pytest.mark.parametrize('place', ['', 'below'])
-def test_a_file_in_place_of_the_folder_is_an_error(place, fetched, tmp_path):
-    (tmp_path / 'file').write_text('mine')
-    with pytest.raises(mnist.Unavailable, match='file') as caught:
-        labels(tmp_path / 'file' / place)
-    assert '\n' not in str(caught.value) and not fetched
-    assert snapshot(tmp_path) == {Path('file'): b'mine'}
-
-
 @pytest.mark.parametrize('place, content', [
     (LABELS, OTHER),
     (LABELS, gzip.compress(OTHER)),
@@ -223,7 +213,12 @@ def test_a_whole_file_of_another_data_set_is_refused_at_once(place, content, dam
     (f'MNIST/raw/{LABELS}', SMALL[LABELS]),
     (f'{LABELS}.gz', SMALL[LABELS]),
     (LABELS, gzip.compress(SMALL[LABELS])),
-], ids=['dot', 'dot gz', 'folder', 'dot in folder', 'torchvision', 'raw named gz', 'gz named raw'])
+    (f'{LABELS}.gz', gzip.compress(SMALL[LABELS])),
+    ('t10k-labels.idx1-ubyte/t10k-labels.idx1-ubyte', SMALL[LABELS]),
+    (f'raw/{LABELS}', SMALL[LABELS]),
+    (f'MNIST/raw/{LABELS}.gz', gzip.compress(SMALL[LABELS])),
+], ids=['dot', 'dot gz', 'folder', 'dot in folder', 'torchvision', 'raw named gz', 'gz named raw', 'gz', 'dot in dot',
+        'raw folder', 'torchvision gz'])
 def test_a_file_is_used_where_it_lies(place, content, fetched, folder, capfd):
     path = folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,10 +228,11 @@ def test_a_file_is_used_where_it_lies(place, content, fetched, folder, capfd):
     assert snapshot(folder) == before and not fetched and capfd.readouterr().err == ''
 
 
+@pytest.mark.parametrize('content', [SMALL[LABELS][:-1], b'', b'not MNIST'], ids=['cut', 'empty', 'text'])
 @pytest.mark.parametrize('beside', [False, True])
-def test_a_damaged_file_is_told_once_and_replaced(beside, fetched, folder, capfd):
+def test_a_damaged_file_is_told_once_and_replaced(beside, content, fetched, folder, capfd):
     """By what is fetched, or by what lies beside it."""
-    (folder / LABELS).write_bytes(SMALL[LABELS][:-1])
+    (folder / LABELS).write_bytes(content)
     if beside:
         (folder / f'{LABELS}.gz').write_bytes(gzip.compress(SMALL[LABELS]))
     assert labels(folder) == [0, 1, 2]

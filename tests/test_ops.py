@@ -1,13 +1,13 @@
 """The faster operations against float64 NumPy, and what bfloat16 changes in the seven graphs."""
-import importlib
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_graph import BATCH_NORM_SCRIPTS, SEVEN
 
-from common import ops
+from common import ops, probe
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
@@ -128,22 +128,15 @@ def test_each_is_tensorflows_own_where_there_is_a_gpu(monkeypatch):
 
 def optimized(script, precision):
     """What TensorFlow runs for a training step, the accuracy and the loss: for each, its nodes."""
-    config = tf.ConfigProto(allow_soft_placement=True)
-    ops.configure(config, precision)
-    random = np.random.RandomState(0)
-    with tf.Graph().as_default(), ops.precision(precision):
-        tf.set_random_seed(0)
-        module = importlib.import_module(script)
-        g = module.build_graph()
+    random, source = np.random.RandomState(0), (ROOT / f'{script}.py').read_text()
+    with probe.built(script, source, 'manual', 0, precision) as (g, sess):
         feed = {g.X: random.rand(2, 227, 227, 1), g.y: np.eye(10)[[1, 2]]}
         if hasattr(g, 'learning_rate_holder'):
-            feed[g.learning_rate_holder] = module.learning_rate
-        with tf.Session(config=config) as sess:
-            sess.run(tf.global_variables_initializer())
-            for fetches in ([g.train_step, g.loss, g.output, g.y_output], g.accuracy, g.loss):
-                seen = tf.RunMetadata()
-                sess.run(fetches, feed, options=tf.RunOptions(output_partition_graphs=True), run_metadata=seen)
-                yield [node for graph in seen.partition_graphs for node in graph.node]
+            feed[g.learning_rate_holder] = 1e-4
+        for fetches in ([g.train_step, g.loss, g.output, g.y_output], g.accuracy, g.loss):
+            seen = tf.RunMetadata()
+            sess.run(fetches, feed, options=tf.RunOptions(output_partition_graphs=True), run_metadata=seen)
+            yield [node for graph in seen.partition_graphs for node in graph.node]
 
 
 def types(nodes):

@@ -1,23 +1,17 @@
 """common.plots and common.labels: what is on a figure's axes."""
-import functools
 import itertools
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_recorded import NAN, write_run
+from conftest import ROOT, write_run
+from test_recorded import NAN
 
 from common import plots, recorded
 from common.recorded import Recorded
 
 ROWS = [(2300.0, 0.1), (2299.5, 0.2), (500.0, 0.8)]
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(write_run, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """python -m common.probe: what one batch shows of a network, before any training and at a checkpoint."""
 import functools
-import importlib
 import re
 import sys
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from common.images import image_shape_scale
 from common.records import Refused
 from common.run import Run
 
+pytestmark = pytest.mark.usefixtures('unfused')
 IMAGES = 12
 HE = r'tf\.truncated_normal\((\[.*\]), mean=0, stddev=0\.01\)', r'tf.initializers.he_normal()(\1)'
 EXPECTED = {
@@ -29,41 +29,26 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def unfused(monkeypatch):
-    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
-    monkeypatch.setattr(ops, '_compiles', lambda: False)
-
-
 @pytest.fixture(scope='module')
-def look(mnist_dir, tmp_path_factory):
+def look(mnist_dir):
     """Probe a script, by name, or 'he', experiment 2 with He initialization, on a batch of a few images."""
-    folder = tmp_path_factory.mktemp('scripts')
-    source, count = re.subn(*HE, (ROOT / 'alexnet2.py').read_text())
+    he, count = re.subn(*HE, (ROOT / 'alexnet2.py').read_text())
     assert count == 8
-    (folder / 'he.py').write_text(source)
-    sys.path.insert(0, str(folder))
     data = mnist.read_data_sets(mnist_dir, one_hot=True, validation_size=0)
 
     @functools.lru_cache
-    def look(script, seed):
-        module = importlib.import_module(script)
-        train = mnist.DataSet(data.train.images, data.train.labels, seed)
-        batch_xs, batch_ys = train.next_batch(IMAGES)
-        with tf.Graph().as_default():
-            tf.set_random_seed(seed)
-            g = module.build_graph()
-            with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as sess:
-                sess.run(tf.global_variables_initializer())
-                return probe.look(g, sess, batch_xs, batch_ys)
-    yield look
-    sys.path.remove(str(folder))
+    def look(script):
+        train = mnist.DataSet(data.train.images, data.train.labels, 0)
+        source = he if script == 'he' else (ROOT / f'{script}.py').read_text()
+        with probe.built(script, source, 'manual', 0) as (g, sess):
+            return probe.look(g, sess, *train.next_batch(IMAGES))
+    return look
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('script', EXPECTED)
 def test_sentence(script, look):
-    seen = look(script, 0)
+    seen = look(script)
     assert probe.verdict(seen, 'manual').startswith(EXPECTED[script])
     names = [layer.name for layer in seen.layers]
     assert names == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1', 'fc2', 'output']
@@ -73,7 +58,7 @@ def test_sentence(script, look):
 def test_sentence_of_the_loss_that_cannot_underflow(look):
     """Experiment 7 is healthy but for the formula, and experiment 1 is not."""
     for script, sentence in ('alexnet7', 'The signal is healthy: '), ('alexnet1', 'The signal explodes: '):
-        seen = look(script, 0)
+        seen = look(script)
         with_it = SimpleNamespace(**vars(seen) | {'loss': seen.losses['stable']})
         assert probe.verdict(with_it, 'stable').startswith(sentence)
 
@@ -82,18 +67,18 @@ def test_sentence_of_the_loss_that_cannot_underflow(look):
 def test_grouping_halves_the_signal(look):
     """Two layers of half the inputs."""
     def fall(script):
-        signals = {layer.name: layer.signal for layer in look(script, 0).layers}
+        signals = {layer.name: layer.signal for layer in look(script).layers}
         return signals['conv1'] / signals['fc1']
     assert fall('alexnet5') / fall('alexnet2') == pytest.approx(2, rel=0.15)
 
 
 @pytest.mark.slow
 def test_losses_by_method(look):
-    seen = look('alexnet4', 0)
+    seen = look('alexnet4')
     assert seen.loss == pytest.approx(seen.losses['manual'], rel=1e-6)
     assert seen.losses['stable'] == pytest.approx(seen.losses['manual'], rel=1e-5)
     assert seen.losses['builtin'] == pytest.approx(seen.losses['stable'] / IMAGES, rel=1e-6)
-    seen = look('alexnet7', 0)
+    seen = look('alexnet7')
     assert np.isnan([seen.loss, seen.losses['manual']]).all()
     assert seen.losses['builtin'] == pytest.approx(seen.losses['stable'] / IMAGES, rel=1e-6)
     assert seen.largest_logit_gap > 87 and seen.zero_probabilities == (seen.y_output == 0).sum() > 0
@@ -112,23 +97,18 @@ def test_measure():
 @pytest.mark.slow
 def test_gradients_are_those_of_the_first_step(look):
     """A step of gradient descent moves the weights by learning rate times gradient."""
-    seen = look('alexnet5', 0)
-    module = importlib.import_module('alexnet5')
+    seen = look('alexnet5')
     data = mnist.read_data_sets(ROOT / 'MNIST_data', one_hot=True, validation_size=0, seed=0)
     batch_xs, batch_ys = data.train.next_batch(IMAGES)
-    with tf.Graph().as_default():
-        tf.set_random_seed(0)
-        g = module.build_graph()
-        with tf.Session(config=tf.ConfigProto(allow_soft_placement=True)) as sess:
-            sess.run(tf.global_variables_initializer())
-            before = sess.run(g.W_conv)
-            sess.run(g.train_step, {g.X: image_shape_scale(batch_xs), g.y: batch_ys})
-            after = sess.run(g.W_conv)
+    with probe.built('alexnet5', (ROOT / 'alexnet5.py').read_text(), 'manual', 0) as (g, sess):
+        before = sess.run(g.W_conv)
+        sess.run(g.train_step, {g.X: image_shape_scale(batch_xs), g.y: batch_ys})
+        after = sess.run(g.W_conv)
     for layer, keys in ('output', ['output']), ('fc1', ['fc1']), ('conv4', ['conv4_1', 'conv4_2']):
         step = np.concatenate([(after[key] - before[key]).ravel() for key in keys]).astype(np.float64)
         weights = np.concatenate([before[key].ravel() for key in keys]).astype(np.float64)
         found = next(each.gradient for each in seen.layers if each.name == layer)
-        ratio = np.linalg.norm(step) / module.learning_rate / np.linalg.norm(weights)
+        ratio = np.linalg.norm(step) / 1e-4 / np.linalg.norm(weights)
         assert found == pytest.approx(ratio, rel=0.02), 'the step is small, so that its float32 rounding shows'
 
 

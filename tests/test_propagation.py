@@ -1,30 +1,14 @@
 """The signal against NumPy, that measuring it changes nothing, and what is predicted from it."""
-import importlib.util
-
 import numpy as np
 import pytest
-from conftest import SCRIPTS, SMALL, read_json
-from test_recorded import write_run
+from conftest import SCRIPTS, SMALL, read_json, write_run
 
-from common import compare, evaluation, forecast, images, ops, propagation
+from common import compare, evaluation, forecast, images, probe, propagation
 from common.recorded import Recorded
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
-CONFIG = tf.ConfigProto(allow_soft_placement=True)
-
-
-@pytest.fixture(autouse=True)
-def unfused(monkeypatch):
-    """TensorFlow's own normalizations, whose kernels need not be compiled first."""
-    monkeypatch.setattr(ops, '_compiles', lambda: False)
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures('unfused')
 
 
 @pytest.fixture
@@ -46,10 +30,7 @@ def test_signal_against_numpy(script, narrow, batch, monkeypatch):
     The weights are ten times as large as the script's: float32's rounding would show in the signals of experiment 2.
     """
     monkeypatch.setattr(propagation, 'IMAGES', 10)
-    with tf.Graph().as_default(), tf.Session(config=CONFIG) as sess:
-        tf.set_random_seed(0)
-        g = load(narrow(script)).build_graph('stable')
-        sess.run(tf.global_variables_initializer())
+    with probe.built(script, narrow(script).read_text(), 'stable', 0) as (g, sess):
         sess.run([weights.assign(10 * weights) for weights in g.W_conv.values()])
         layers = propagation.unmasked(g)
         assert list(layers) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1']
@@ -76,10 +57,7 @@ def test_before_dropout():
 def test_measuring_it_changes_nothing(script, narrow, batch):
     """Accuracy, masks, weights and moving averages, to the last bit, with it and without."""
     def trained(measured):
-        with tf.Graph().as_default(), tf.Session(config=CONFIG) as sess:
-            tf.set_random_seed(0)
-            g = load(narrow(script)).build_graph()
-            sess.run(tf.global_variables_initializer())
+        with probe.built(script, narrow(script).read_text(), 'manual', 0) as (g, sess):
             watch, found = propagation.Watch(), []
             if measured:
                 watch.begin(g, *batch)

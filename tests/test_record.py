@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import FEW, QUICK, ROOT, SMALL, last_line, read_json
 
-from common import machine, records, scripts
+from common import machine, records
 from common.divergence import largest_logit_gap, largest_weight
 from common.run import Run
 
@@ -63,12 +63,6 @@ def test_the_source_is_what_python_read(narrow, start, tmp_path):
     assert read_json(tmp_path / 'results/alexnet4.json')['source'] == before
 
 
-def test_what_is_no_script_has_its_source_read_anew(tmp_path):
-    path = tmp_path / 'some.py'
-    path.write_text('a = 1\n')
-    assert scripts.source_at_start(path) == 'a = 1\n'
-
-
 def test_largest_logit_gap_and_weight():
     """The gap within an image; the weight by its size."""
     assert largest_logit_gap(np.float32([[100, 103], [-7, -14]])) == 7
@@ -91,8 +85,7 @@ def test_an_epochs_largest_gap_leaves_out_what_is_not_finite(narrow, run, tmp_pa
 
 
 @pytest.mark.slow
-def test_precision_of_a_run_that_began_again(narrow, run, tmp_path, monkeypatch):
-    """It failed before its first epoch, and began again where there is no bfloat16: no epoch is in it."""
+def test_a_precision_that_is_not_available(narrow, run, tmp_path, monkeypatch):
     monkeypatch.setattr('common.ops.can_use_bfloat16', lambda: False)
     script = narrow('alexnet4')
     status, _, stderr = run(script, '--epochs', 1, *SMALL, '--precision', 'bfloat16')

@@ -3,43 +3,15 @@ import functools
 import json
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, write_run
 
-from common import options, recorded, records, scripts
+from common import recorded, records, scripts
 from common.recorded import REFERENCE, Recorded
 from common.records import Refused
 
 LEARNT = [(2300.0, 0.1), (150.0, 0.95), (80.5, 0.97)]
 PLATEAU = [(2301.5, 0.1), (2300.25, 0.12), (2300.0, 0.125)]
 NAN = ('nan', 0.085)
-
-
-def write_run(folder, name, experiment, rows, divergence=None, replace=(), signals=(), **chosen):
-    """Write a run's CSV and record. divergence: (epoch, iteration); replace: changes of the script; signals: at fc1,
-    the first before training; then options."""
-    source = (ROOT / f'alexnet{experiment}.py').read_text()
-    for old, new in replace:
-        assert old in source
-        source = source.replace(old, new)
-    chosen = options.defaults() | {'seed': 0} | chosen
-    record = {
-        'script': f'alexnet{experiment}.py', 'source': source, 'seed': chosen['seed'], 'options': chosen,
-        'precision': chosen['precision'], 'start': '', 'status': 'complete', 'resumed': [],
-        'common': {'ops.py': 'a'},
-        'divergence': divergence and {'epoch': divergence[0], 'iteration': divergence[1], 'loss': 'nan',
-                                      'cause': 'loss formula'},
-        'epochs': [{'seconds': 10.0 + k} for k in range(len(rows))]}
-    for part, signal in zip([record, *record['epochs']], signals, strict=False):
-        part['signal_before_training' if part is record else 'signal'] = {'fc1': signal}
-    (folder / f'{name}.json').write_text(json.dumps(record))
-    path = folder / f'{name}.csv'
-    path.write_text(''.join(f'{loss},{accuracy}\n' for loss, accuracy in rows))
-    return path
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(write_run, tmp_path)
 
 
 @pytest.fixture
@@ -100,15 +72,6 @@ def test_a_csv_without_a_record(tmp_path):
 
 
 # The record
-
-@pytest.mark.parametrize('damage', [{'epochs': [1]}, {'epochs': [{}]}, {'epochs': [{'seconds': None}]},
-                                    {'divergence': {}}, {'divergence': {'epoch': 1}}, {'resumed': [{}]}])
-def test_a_record_that_lacks_what_is_relied_on(damage, make):
-    path = make('run', 2, LEARNT)
-    edit(path, **damage)
-    with pytest.raises(Refused, match=r'run.json is missing or damaged \(not the record of a run\)'):
-        Recorded(path)
-
 
 def test_what_a_record_may_hold_besides(make):
     path = make('run', 2, LEARNT[:1], (1, 4))

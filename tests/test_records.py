@@ -117,8 +117,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize('damage', [
-    *({key: ...} for key in RECORD), {'epochs': [{}]}, {'epochs': 2}, {'resumed': [{'first_epoch': '2'}]},
-    {'divergence': {}}, {'divergence': DIVERGENCE | {'epoch': None}}, {'source': 'def ('}, {'seed': None}], ids=str)
+    *({key: ...} for key in RECORD), {'epochs': [{}]}, {'epochs': [1]}, {'epochs': [{'seconds': None}]}, {'epochs': 2},
+    {'resumed': [{'first_epoch': '2'}]}, {'divergence': {}}, {'divergence': DIVERGENCE | {'epoch': None}},
+    {'options': []}, {'source': 'def ('}, {'seed': None}], ids=str)
 def test_a_damaged_record_is_refused(damage, tmp_path):
     damaged = {key: value for key, value in (RECORD | damage).items() if value is not ...}
     (tmp_path / 'run.json').write_text(json.dumps(damaged))

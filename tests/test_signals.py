@@ -15,6 +15,7 @@ from test_kill import is_whole
 
 from common import records
 from common.run import Run
+from common.terminal import counted
 
 pytestmark = pytest.mark.slow
 # 27 images in batches of 4: 6 iterations an epoch, and an epoch's end falls inside a batch.
@@ -45,10 +46,6 @@ def wait_for(process, start_of_line):
             return
 
 
-def in_words(epochs, iterations):
-    return f'{epochs} epoch{"s" * (epochs != 1)} and {iterations} iteration{"s" * (iterations != 1)}'
-
-
 def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_path, monkeypatch):
     """Experiment 6. After each signal, the next start goes on with the next iteration."""
     script, resume = narrow('alexnet6', lines=QUICK), ['--epochs', 3, *OPTIONS, '--name', 'parts', '--log-every', 3]
@@ -67,7 +64,8 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
         iterations = record['unfinished']['global_step'] - 6 * done
         assert 0 < iterations < 6
         message, command = last_line(stderr).split('. Go on with: ')
-        assert message == f'alexnet6.py: interrupted; parts keeps {in_words(done, iterations)}'
+        assert message == (f'alexnet6.py: interrupted; parts keeps '
+                           f'{counted(done, "epoch")} and {counted(iterations, "iteration")}')
         assert shlex.split(command)[0] == sys.executable
         resume = ['--resume', 'parts']
     with monkeypatch.context() as patch:        # the rest in this process, and the same without an interruption

@@ -1,16 +1,10 @@
 """common.verdicts: the rules, on small runs made by hand."""
-import functools
 
 import pytest
-from test_recorded import LEARNT, NAN, PLATEAU, write_run
+from test_recorded import LEARNT, NAN, PLATEAU
 
 from common import recorded, verdicts
 from common.recorded import Recorded
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(write_run, tmp_path)
 
 
 def load(*paths):
