@@ -233,7 +233,7 @@ def _names(groups):
     firsts = [group[0] for group in groups]
     names = [f'experiment {run.experiment}' if run.experiment and run.options['loss'] == 'manual' else ''
              for run in firsts]
-    for shorter in (lambda run: run.name.rpartition('/')[2]), (lambda run: run.name):
+    for shorter in (lambda run: run.stem), (lambda run: run.name):
         twice = Counter(names)
         names = [name if name and twice[name] == 1 else shorter(run) for name, run in zip(names, firsts, strict=True)]
     return names

@@ -133,7 +133,7 @@ def walkthrough_runs():
     """The two runs that the walk-through compares. They lay in the folder of the user's results."""
     found = [Recorded(REFERENCE / f'walkthrough/{name}.csv') for name in ('alexnet2', 'alexnet2_he')]
     for run in found:
-        run.name = run.name.rpartition('/')[2]
+        run.name = run.stem
     return found
 
 
@@ -222,8 +222,8 @@ def block_sweeps():
 def figures_of_docstring(n):
     """The article's figures beside those recorded, as a script's docstring has them."""
     lines = [f'{FIGURES:60}Recorded here (results/reference/alexnet{n}.csv)']
-    found = {run.name: run for run in runs(n)}
-    run = found[f'reference/alexnet{n}']
+    found = {run.stem: run for run in runs(n)}
+    run = found[f'alexnet{n}']
     mine = run.rows
     for epoch, (loss, accuracy) in article_figures().get(n, {}).items():
         here = 'loss {}, testing accuracy {}'.format(*mine[epoch - 1]) if epoch <= len(mine) else 'none yet'
@@ -232,7 +232,7 @@ def figures_of_docstring(n):
         lines.append('{:60}epoch 1, loss {}, testing accuracy {}'.format('none printed', *mine[0]))
     lines.append(f'{"":60}with --seed {run.record["seed"]} --precision {run.precision} '
                  f'--log-every {run.options["log_every"]}')
-    if stable := found.get(f'reference/alexnet{n}-stable'):
+    if stable := found.get(f'alexnet{n}-stable'):
         lines += ['', f'With --loss stable, which is not in the article (results/reference/alexnet{n}-stable.csv):']
         lines += ['  epoch {}, loss {}, testing accuracy {}'.format(epoch, *stable.rows[epoch - 1])
                   for epoch in sorted({1, len(stable.rows)})]

@@ -36,6 +36,11 @@ class Recorded:
         self.rows = records.read_rows(path)
         self.record = records.read_record(path.with_suffix('.json')) if path.with_suffix('.json').exists() else None
 
+    @property
+    def stem(self):
+        """Its name without the folder."""
+        return self.name.rpartition('/')[2]
+
     @cached_property
     def options(self):
         """The options of the run, a dict; {} without a record."""

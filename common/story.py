@@ -46,13 +46,13 @@ def block_figures(n):
     rows = [[epoch, ', '.join(printed.get(epoch, [])), *([', '.join(author[epoch])] if author else []),
              *(f'{run.losses[epoch - 1]!s}, {run.accuracies[epoch - 1]!s}' if epoch <= len(run.rows) else ''
                for run in found)] for epoch in epochs]
-    names = [run.name.removeprefix('reference/') for run in found]
+    names = [run.stem for run in found]
     return grid(['epoch', 'the article', *(["the author's record"] if author else []), *names], rows, True)
 
 
 def block_causes(n):
     """The first training loss that was not finite, in each run of experiment n."""
-    rows = [[run.name.removeprefix('reference/'), run.options['loss'],
+    rows = [[run.stem, run.options['loss'],
              f'epoch {found["epoch"]}, iteration {found["iteration"]}', found['cause'],
              f'{found["largest_logit_gap"]:.4g}' if 'largest_logit_gap' in found else
              f'logits of {found["images_with_non_finite_logits"]} of {found["images"]} images not finite']
@@ -67,7 +67,7 @@ def gaps(run):
 
 def block_plateaus():
     """The plateaus of experiments 2, 3 and 5, and the epochs after them."""
-    sides = [(run.name.removeprefix('reference/'), [tuple(map(str, row)) for row in run.rows], gaps(run))
+    sides = [(run.stem, [tuple(map(str, row)) for row in run.rows], gaps(run))
              for n in (2, 3, 5) for run in runs(n)]
     sides += [(f"the author's {n}", list(author_figures()[n].values()), []) for n in (2, 3, 5)]
     columns = []
@@ -133,7 +133,7 @@ def block_falls():
     """The fast runs before training, and from the end of their plateaus on, five epochs at most."""
     rows = []
     for run in fast_runs():
-        end, name = run.plateau[1] or np.inf, run.name.rpartition('/')[2]
+        end, name = run.plateau[1] or np.inf, run.stem
         rows += [['' if epoch else name, epoch or 'before training', loss, accuracy, inverse, gap]
                  for epoch, loss, accuracy, _, inverse, gap in epochs_of(run) if not epoch or end <= epoch < end + 5]
     header = ['run', 'epoch', 'test loss', 'test accuracy', 'inverse of the signal', 'largest logit gap']
@@ -145,7 +145,7 @@ def block_forecasts():
     errors = {run: {end - epoch: when - end for epoch, when in told.items()}
               for run in [*runs(), *fast_runs()] for told, end in [run.plateau] if end and told}
     ahead = sorted({early for each in errors.values() for early in each}, reverse=True)
-    rows = [[run.name.rpartition('/')[2], run.plateau[1],
+    rows = [[run.stem, run.plateau[1],
              *(f'{each[early]:+d}' if early in each else '' for early in ahead)] for run, each in errors.items()]
     return grid(['run', 'its plateau ended in epoch', *(f'{early} before' for early in ahead)], rows, True)
 
