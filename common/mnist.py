@@ -3,7 +3,6 @@
 `read_data_sets` and `DataSet.next_batch` keep the semantics of
 `tensorflow.examples.tutorials.mnist.input_data` of TensorFlow 1.15.
 """
-import contextlib
 import gzip
 import hashlib
 import os
@@ -81,7 +80,7 @@ def read_data_sets(train_dir, one_hot=False, validation_size=5000, seed=None):
 
     train_dir holds the four files (see `_candidates`), and may be read-only; what is missing is fetched into it. The
     first validation_size of the 60,000 training images become `validation`. Raises Unavailable where MNIST cannot be
-    found, or train_dir holds another data set; ValueError where validation_size is out of range.
+    found, or train_dir is not a folder or holds another data set; ValueError where validation_size is out of range.
     """
     content = _load(Path(train_dir))
     train_images, test_images = (extract_images(content[f'{part}-images-idx3-ubyte']) for part in ('train', 't10k'))
@@ -142,8 +141,11 @@ def _load(folder):
             download.store(folder / name, content[name])
     if len(content) == len(FILES):
         return content
-    with contextlib.suppress(OSError):      # each file that cannot be kept is named
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:                # each file that cannot be kept is named
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise Unavailable(f'{folder} is not a folder, or lies below a file. Give another --data-dir') from None
     for source, fetch in download.sources():
         try:
             for name, received in fetch(source, [name for name in FILES if name not in content]):

@@ -1,6 +1,7 @@
 """MNIST: TensorFlow 1's batches, parsing bit for bit, and what is done with the files that a folder holds."""
 import gzip
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +182,15 @@ def labels(folder):
     return mnist.read_data_sets(folder, validation_size=0).test.labels.tolist()
 
 
+@pytest.mark.parametrize('place', ['', 'below'])
+def test_a_file_in_place_of_the_folder_is_an_error(place, fetched, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(mnist.Unavailable, match='file') as caught:
+        labels(tmp_path / 'file' / place)
+    assert '\n' not in str(caught.value) and not fetched
+    assert snapshot(tmp_path) == {Path('file'): b'mine'}
+
+
 @pytest.mark.parametrize('place, content', [
     (LABELS, OTHER),
     (LABELS, gzip.compress(OTHER)),
@@ -219,7 +229,8 @@ def test_a_whole_file_of_another_data_set_is_refused_at_once(place, content, dam
     (f'MNIST/raw/{LABELS}.gz', gzip.compress(SMALL[LABELS])),
 ], ids=['dot', 'dot gz', 'folder', 'dot in folder', 'torchvision', 'raw named gz', 'gz named raw', 'gz', 'dot in dot',
         'raw folder', 'torchvision gz'])
-def test_a_file_is_used_where_it_lies(place, content, fetched, folder, capfd):
+def test_a_file_is_used_where_it_lies(place, content, fetched, folder, capfd, monkeypatch):
+    monkeypatch.setattr(download, 'store', lambda *_: pytest.fail('wrote'))
     path = folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

@@ -118,19 +118,21 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize('damage', [
     *({key: ...} for key in RECORD), {'epochs': [{}]}, {'epochs': [1]}, {'epochs': [{'seconds': None}]}, {'epochs': 2},
-    {'resumed': [{'first_epoch': '2'}]}, {'divergence': {}}, {'divergence': DIVERGENCE | {'epoch': None}},
-    {'options': []}, {'source': 'def ('}, {'seed': None}], ids=str)
+    {'resumed': [{}]}, {'resumed': [{'first_epoch': '2'}]}, {'divergence': {}}, {'divergence': {'epoch': 1}},
+    {'divergence': DIVERGENCE | {'epoch': None}}, {'options': []}, {'seed': None}], ids=str)
 def test_a_damaged_record_is_refused(damage, tmp_path):
     damaged = {key: value for key, value in (RECORD | damage).items() if value is not ...}
     (tmp_path / 'run.json').write_text(json.dumps(damaged))
-    with pytest.raises(Refused, match=r'the record \S*/run.json is missing or damaged \(.+\)'):
+    with pytest.raises(Refused, match=r'the record \S*/run.json is missing or damaged \(not the record of a run\)'):
         records.read_record(tmp_path / 'run.json')
 
 
-@pytest.mark.parametrize('content', [b'', b'[]', b'{', b'\xff', json.dumps(RECORD).encode()[:-20]])
-def test_what_is_no_record_is_refused(content, tmp_path):
+@pytest.mark.parametrize('content, why', [
+    (b'', '.+'), (b'[]', 'not the record of a run'), (b'{', '.+'), (b'\xff', '.+'),
+    (json.dumps(RECORD).encode()[:-20], '.+'), (json.dumps(RECORD | {'source': 'def ('}).encode(), '.+')])
+def test_what_is_no_record_is_refused(content, why, tmp_path):
     (tmp_path / 'run.json').write_bytes(content)
-    with pytest.raises(Refused, match=r'the record \S*/run.json is missing or damaged \(.+\)'):
+    with pytest.raises(Refused, match=rf'the record \S*/run.json is missing or damaged \({why}\)'):
         records.read_record(tmp_path / 'run.json')
 
 

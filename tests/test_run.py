@@ -84,6 +84,15 @@ def test_experiment_3_is_experiment_2_with_the_same_seed(narrow, run, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(narrow, run, tmp_path):
+    script = narrow('alexnet4')
+    for name, seed in ('one', 1), ('two', 1), ('three', 2):
+        assert run(script, '--epochs', 2, *SMALL[:-1], seed, '--name', name)[0] == 0
+    one, two, three = ((tmp_path / f'results/{name}.csv').read_text() for name in ('one', 'two', 'three'))
+    assert one == two != three
+
+
+@pytest.mark.slow
 def test_loss_methods_from_the_command_line(narrow, run, tmp_path):
     losses = {}
     for method in 'manual', 'stable', 'builtin':

@@ -64,7 +64,7 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
         iterations = record['unfinished']['global_step'] - 6 * done
         assert 0 < iterations < 6
         message, command = last_line(stderr).split('. Go on with: ')
-        assert message == (f'alexnet6.py: interrupted; parts keeps '
+        assert message == ('alexnet6.py: interrupted; parts keeps '
                            f'{counted(done, "epoch")} and {counted(iterations, "iteration")}')
         assert shlex.split(command)[0] == sys.executable
         resume = ['--resume', 'parts']

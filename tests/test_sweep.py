@@ -45,6 +45,7 @@ def here(tmp_path, monkeypatch, capfd):
     def here(*arguments):
         monkeypatch.setattr(sys, 'argv', list(map(str, ['sweep', *arguments])))
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv('PYTHONPATH', str(tmp_path))
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             runpy.run_module('common.sweep', run_name='__main__')
@@ -60,7 +61,8 @@ def sweep(tmp_path):
     def sweep(*arguments):
         command = [sys.executable, '-m', 'common.sweep', *arguments]
         started.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, env=os.environ | {'PYTHONPATH': str(ROOT)}))
+                                        stderr=subprocess.PIPE,
+                                        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}'}))
         return started[-1]
     yield sweep
     for process in started:
@@ -173,12 +175,17 @@ def test_it_survives(given, sweep, here, narrow, run, cluster, tmp_path):
 def test_on_one_machine(sweep, here, mnist_dir, tmp_path, monkeypatch):
     """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C.
 
+    A run imports what is on the user's PYTHONPATH, and sees no GPU.
+
     It comes when one run has an epoch, one has just been started, and one waits.
     """
     from sweep_overhead import STUB
     monkeypatch.setenv('RAY_memory_usage_threshold', '0.01')     # Ray's monitor, if it ran, would kill every worker
-    (tmp_path / 'stub.py').write_text(STUB.replace('given =', 'time.sleep(3 * ("1" in sys.argv))\ngiven =', 1))
-    given = ['--results-dir', 'results', '--cpus-per-run', 1]
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    (tmp_path / 'mine.py').write_text("import os\nassert os.environ['CUDA_VISIBLE_DEVICES'] == ''\n")
+    (tmp_path / 'stub.py').write_text(STUB.replace(
+        'given =', 'import mine; time.sleep(3 * ("1" in sys.argv))\ngiven =', 1))
+    given = ['--results-dir', 'results', '--cpus-per-run', 1, '--gpus-per-run', 0]
     process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir, *given)
     lines = wait_for(process, 'Sweep: ', 'stub-seed0: epoch 1 of 2')
     assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)

@@ -1,5 +1,4 @@
 """common.verdicts: the rules, on small runs made by hand."""
-
 import pytest
 from test_recorded import LEARNT, NAN, PLATEAU
 
