@@ -98,7 +98,7 @@ def extract_images(content):
     """The bytes of an IDX3 file as [n, 784] float32 in 0..1. Raises ValueError if they are not one."""
     pixels = _extract(content, magic=2051, dimensions=3)
     # TensorFlow multiplies: dividing by 255 would change the last bit of 126 of the 256 values.
-    return np.multiply(pixels.reshape(len(pixels), -1).astype(np.float32), 1.0 / 255.0)
+    return np.multiply(pixels.reshape(len(pixels), -1), np.float32(1.0 / 255.0), dtype=np.float32)
 
 
 def extract_labels(content, one_hot=False):
@@ -112,10 +112,10 @@ def _extract(content, magic, dimensions):
     if len(header) != 1 + dimensions or header[0] != magic:
         raise ValueError(f'not an IDX file of {dimensions} dimensions: its magic number is not {magic}')
     shape = header[1:].tolist()
-    body = content[header.nbytes:]
+    body = np.frombuffer(content, np.uint8, offset=header.nbytes)
     if len(body) != np.prod(shape, dtype=np.int64):
         raise ValueError(f'an IDX file of shape {shape}, but with {len(body)} bytes')
-    return np.frombuffer(body, np.uint8).reshape(shape)
+    return body.reshape(shape)
 
 
 def _load(folder):
