@@ -8,17 +8,17 @@ import runpy
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import QUICK, ROOT, SMALL, last_line, read_json, snapshot
+from conftest import QUICK, ROOT, last_line, read_json, snapshot
 
 from common.records import read_rows
 
 cluster_utils = pytest.importorskip('ray.cluster_utils')
 # Ray starts a worker for each CPU before it is asked for one. None has a sweep's environment, so none is used.
 os.environ |= {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_prestart_worker_first_driver': '0'}
-OPTIONS = list(map(str, SMALL[:-2]))
 
 
 @pytest.fixture(scope='module')
@@ -81,93 +81,81 @@ def wait_for(process, *patterns):
 
 
 def processes(name):
-    """The ids of the processes that train the run `name` for 14 epochs."""
-    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} --epochs 14 ']
+    """The ids of the processes that train the run `name` for 10 epochs."""
+    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} --epochs 10 ']
     return list(map(int, subprocess.run(command, capture_output=True, text=True).stdout.split()))
 
 
 @pytest.mark.slow
-def test_records_are_those_of_plain_runs(given, here, narrow, run, tmp_path):
-    """A script that fails, one that cannot be read, runs that diverge and a name that is taken stop no other run."""
-    for script in 'alexnet1', 'alexnet4':
-        narrow(script, lines=QUICK)
-    (tmp_path / 'broken.py').write_text('import common\nraise ValueError("its own mistake")\n')
-    results = tmp_path / 'results'
+def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cluster, tmp_path):
+    """Two scripts with two seeds, and a name that is taken.
+
+    While alexnet4 trains, one run loses its machine, and one its process. Ctrl-C comes when the first is done. Then the
+    sweep itself is killed. alexnet4 has no dropout here: in a resumed run the masks are others.
+    """
+    slow = tmp_path / 'slow'        # what the command lines of slow runs have in them
+    slow.write_text('alexnet4-seed')
+    narrow('alexnet5', lines=QUICK)
+    narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
+        'run.iteration_done(train_accuracy)',
+        f'run.iteration_done(train_accuracy); time.sleep(0.4 * (open({str(slow)!r}).read() in str(sys.argv)))')],
+        lines=[*QUICK, 'import sys, time'])
+    names, results = ['alexnet4-seed0', 'alexnet4-seed1-2'], tmp_path / 'results'
     results.mkdir()
     (results / 'alexnet4-seed1.csv').write_text('mine')
-    status, stdout, stderr = here(*given, 'alexnet1.py', 'alexnet4.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1,
-                                  '--', '--epochs', 2, *OPTIONS)
-    assert status == 1, stderr
-    assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in stderr
-    assert 'broken-seed0: failed: ValueError: its own mistake' in stderr and 'lost' not in stderr, 'not tried again'
-    assert re.search('nowhere.py cannot be read: .*No such file.*\n.*broken-seed0: .*\n.*broken-seed1: .*\n$', stderr)
-    for script, seed, name in (('alexnet1', 0, 'alexnet1-seed0'), ('alexnet1', 1, 'alexnet1-seed1'),
-                               ('alexnet4', 0, 'alexnet4-seed0'), ('alexnet4', 1, 'alexnet4-seed1-2')):
-        assert run(tmp_path / f'{script}.py', '--epochs', 2, *OPTIONS, '--seed', seed, '--name', name,
-                   '--results-dir', 'plain')[0] == 0
-        assert (results / f'{name}.csv').read_bytes() == (tmp_path / f'plain/{name}.csv').read_bytes(), name
-        record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
-        assert record['status'] == 'complete' and record.keys() == plain.keys()
-        assert (record['divergence'] or {}).get('cause') == {'alexnet1': 'loss formula', 'alexnet4': None}[script]
-        assert re.search(rf'^{name} .* complete', stdout, re.M), 'to diverge is a result'
-        assert (results / f'{name}.png').read_bytes().startswith(b'\x89PNG')
-    assert (results / 'alexnet4-seed1.csv').read_text() == 'mine'
-    assert not list(results.glob('broken*'))
-
-
-@pytest.mark.slow
-def test_it_survives(given, sweep, here, narrow, run, cluster, tmp_path):
-    """A process killed, a machine gone, Ctrl-C, the sweep itself killed: without dropout, all come to the same."""
-    slowly = tmp_path / 'slowly'
-    script = narrow('alexnet4', replace=[('dropout_rate = 0.5', 'dropout_rate = 1.0'), (
-        'run.iteration_done(train_accuracy)',
-        f'run.iteration_done(train_accuracy); time.sleep(0.2 * os.path.exists({str(slowly)!r}))')],
-        lines=[*QUICK, 'import os, time'])
-    slowly.touch()
-    names, results = ['alexnet4-seed0', 'alexnet4-seed1'], tmp_path / 'results'
-    options = ['--epochs', 14, '--train-images', 10, '--batch-size', 1, '--test-images', 2]
-    process = sweep(*given, script, '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
-    lines = wait_for(process, *(f'{name}: epoch 1 of 14' for name in names))
+    options = ['--epochs', 10, '--train-images', 5, '--batch-size', 1, '--test-images', 2]
+    process = sweep(*given, 'alexnet5.py', 'alexnet4.py', '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
+    lines = wait_for(process, *(f'{name}: epoch 2 of 10' for name in names))
+    assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in ''.join(lines)
     resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
+
     cluster.remove_node(cluster.second, allow_graceful=False)
     cluster.second = cluster.add()
-    lost = re.search(r'(alexnet4-seed\d): lost \(.+\); it goes on from', wait_for(process, ': lost')[-1])[1]
+    lost = re.search(r'(alexnet4-.+): lost \(.+\); it goes on from', wait_for(process, ': lost')[-1])[1]
     other = (set(names) - {lost}).pop()
     os.kill(processes(other)[0], signal.SIGKILL)
     wait_for(process, rf'{other}: lost \(.*killed by SIGKILL\); it goes on from')
-    wait_for(process, *(f'{name}: epoch' for name in names))
+    wait_for(process, f'{other}: epoch')
+    slow.write_text(other)
+    wait_for(process, f'{lost}: epoch 10 of 10')
 
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGINT and stdout.count(' interrupted') == 2, stdout + stderr
+    assert process.returncode == -signal.SIGINT, stderr
+    assert re.search(f'^{lost} .* complete', stdout, re.M) and re.search(f'^{other} .* interrupted', stdout, re.M)
     assert last_line(stderr).endswith(f"--resume {resume[1]} --address {cluster.address} --storage "
                                       f"{tmp_path / 'storage'} --results-dir results")
     assert not processes('.*')
-    kept = {name: read_json(results / f'{name}.json').get('unfinished', {'global_step': 0}) for name in names}
-    within = [name for name, unfinished in kept.items() if unfinished['global_step'] % 10]
-    assert within, 'of one run, at least, there are iterations within an epoch'
+    record = read_json(results / f'{other}.json')
+    step = record['unfinished']['global_step'] if 'unfinished' in record else 5 * len(record['epochs'])
 
     process = sweep(*given, *resume)
-    wait_for(process, *(f'{name}: epoch .* of 14' for name in names))
+    wait_for(process, f'{other}: epoch .* of 10')
     process.kill()
     process.wait()
-    slowly.unlink()
+    slow.write_text('none')
     status, stdout, stderr = here(*given, *resume)
     assert status == 0, stderr
-    for seed, name in enumerate(names):
-        assert run(script, *options, '--seed', seed, '--name', name, '--results-dir', 'plain')[0] == 0
-        rows, plain = (read_rows(tmp_path / folder / f'{name}.csv') for folder in ('results', 'plain'))
-        np.testing.assert_allclose(rows, plain, rtol=1e-5)      # two at once on one machine: the last digit can differ
-        record = read_json(results / f'{name}.json')
-        assert record['status'] == 'complete' and len(record['resumed']) >= 1 and len(record['epochs']) == 14
-        assert any(start['iteration'] for start in record['resumed']) or name not in within, (
-            'the iterations before Ctrl-C are not lost')
+    for name in 'alexnet5-seed0', 'alexnet5-seed1', *names:
+        script, seed = re.match(r'(.+)-seed(\d)', name).groups()
+        plainly = '--seed', seed, '--name', name, '--results-dir', 'plain'
+        assert run(tmp_path / f'{script}.py', *options, *plainly)[0] == 0
+        paths = [tmp_path / folder / f'{name}.csv' for folder in ('results', 'plain')]
+        np.testing.assert_allclose(*map(read_rows, paths), rtol=1e-5)       # of a resumed run the last digit can differ
+        assert name in names or paths[0].read_bytes() == paths[1].read_bytes(), name
+        record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
+        assert record['status'] == 'complete' and record.keys() == plain.keys() and len(record['epochs']) == 10
+        assert bool(record['resumed']) == (name in names), 'what was lost goes on from its checkpoint'
+        assert (results / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+    starts = [(start['first_epoch'], start['iteration']) for start in read_json(results / f'{other}.json')['resumed']]
+    assert (step // 5 + 1, step % 5) in starts, 'the iterations before Ctrl-C are not lost'
+    assert (results / 'alexnet4-seed1.csv').read_text() == 'mine'
 
     kept = snapshot(results)
-    for path in results.glob('alexnet4*'):
+    for path in results.glob('alexnet5*'):
         path.unlink()
     status, stdout, stderr = here(*given, *resume)
-    assert status == 0 and stdout.count(' complete') == 2, stderr
+    assert status == 0 and stdout.count(' complete') == 4, stderr
     assert snapshot(results) == kept, 'a complete sweep brings its records back'
 
 
@@ -175,28 +163,35 @@ def test_it_survives(given, sweep, here, narrow, run, cluster, tmp_path):
 def test_on_one_machine(sweep, here, mnist_dir, tmp_path, monkeypatch):
     """Ray is started for it, a run has one CPU, the storage is in the results folder, and SIGUSR1 acts like Ctrl-C.
 
-    A run imports what is on the user's PYTHONPATH, and sees no GPU.
-
-    It comes when one run has an epoch, one has just been started, and one waits.
+    It comes when one run has an epoch, one has just been started, and two wait. These fail, by a mistake of their
+    script. The others diverge, which is a result. A run imports what is on the user's PYTHONPATH, and sees no GPU.
     """
     from sweep_overhead import STUB
     monkeypatch.setenv('RAY_memory_usage_threshold', '0.01')     # Ray's monitor, if it ran, would kill every worker
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
     (tmp_path / 'mine.py').write_text("import os\nassert os.environ['CUDA_VISIBLE_DEVICES'] == ''\n")
-    (tmp_path / 'stub.py').write_text(STUB.replace(
+    stub = STUB.replace('2302.0,', 'nan,').replace(
+        "'divergence': None", "'divergence': {'epoch': 1, 'iteration': 0, 'loss': 'nan', 'cause': 'loss formula'}")
+    (tmp_path / 'stub.py').write_text(stub.replace(
         'given =', 'import mine; time.sleep(3 * ("1" in sys.argv))\ngiven =', 1))
+    (tmp_path / 'broken.py').write_text('import common\nraise ValueError("its own mistake")\n')
     given = ['--results-dir', 'results', '--cpus-per-run', 1, '--gpus-per-run', 0]
-    process = sweep('stub.py', '--seeds', 0, 1, 2, '--data-dir', mnist_dir, *given)
+    process = sweep('stub.py', 'broken.py', 'nowhere.py', '--seeds', 0, 1, '--data-dir', mnist_dir, *given)
     lines = wait_for(process, 'Sweep: ', 'stub-seed0: epoch 1 of 2')
-    assert f': 3 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
+    assert re.search('nowhere.py cannot be read: .*No such file', ''.join(lines))
+    assert f': 4 runs, {os.cpu_count()} at once on this machine, 1 CPU each. Sweep: ' in ''.join(lines)
     process.send_signal(signal.SIGUSR1)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGUSR1 and 'interrupted. Go on with: ' in last_line(stderr), stderr
     assert ': lost' not in stderr
     status, stdout, stderr = here('--resume', re.search('Sweep: (.+)', ''.join(lines))[1], *given)
-    assert status == 0 and stdout.count(' complete') == 3, stderr
-    assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == '2302.0,0.1\n' * 2 for seed in range(3))
-    assert len(list(tmp_path.glob('results/.sweeps/sweep-*/stub-seed?/checkpoint_*'))) >= 3
+    assert status == 1 and 'broken-seed0: failed: ValueError: its own mistake\n' in stderr, stderr
+    assert ': lost' not in stderr, 'not tried again'
+    assert re.search('(\n.*broken-seed[01]: ValueError.*){2}\n$', stderr), stderr
+    assert len(re.findall(r'^stub-seed\d .* complete, nan at epoch 1, ', stdout, re.M)) == 2
+    assert all((tmp_path / f'results/stub-seed{seed}.csv').read_text() == 'nan,0.1\n' * 2 for seed in range(2))
+    assert not list(tmp_path.glob('results/broken*'))
+    assert len(list(tmp_path.glob('results/.sweeps/sweep-*/stub-seed?/checkpoint_*'))) >= 2
 
 
 @pytest.mark.slow
@@ -218,6 +213,13 @@ def test_what_it_refuses_on_a_cluster(arguments, message, given, here, tmp_path)
 ])
 def test_a_folder_in_the_storage(storage, folder):
     assert runpy.run_module('common.sweep')['folder_in'](storage, 'sweep-1') == folder
+
+
+def test_a_script_that_cannot_be_read_is_said_at_the_end(capsys):
+    watch = SimpleNamespace(names=[], failed={}, unfetched={}, signals=SimpleNamespace(received=None))
+    conclude = runpy.run_module('common.sweep')['_conclude']
+    assert conclude(None, watch, ['nowhere.py cannot be read: why']) == 1
+    assert last_line(capsys.readouterr().err).endswith('nowhere.py cannot be read: why')
 
 
 def test_a_storage_that_no_one_knows(monkeypatch):
