@@ -17,6 +17,7 @@ from common.story import PARENTS, code, guessing, runs
 from common.terminal import counted
 
 EPOCHS = 50             # of the article's runs
+PRECISION = 'bfloat16'  # of the recorded runs that do not say otherwise
 FIGURES = "The article's figures"
 # What changes in each experiment, and what the article saw. {} are figures of its author's record; best, of its text.
 CHANGES = {
@@ -81,8 +82,8 @@ def block_experiments():
     rows = [[f'`{SCRIPTS[n].name}`', change + (f' (vs {PARENTS[n]})' if n in PARENTS else ''), saw_of(n, saw),
              '; '.join(filter(None, (recorded_of(n, loss) for loss in ('manual', 'stable'))))]
             for n, (change, saw) in CHANGES.items()]
-    precisions = listed(sorted({run.precision for run in runs()}))
-    return grid(['script', 'what changes', 'the article saw', f'recorded here, in {precisions}'], rows, True)
+    header = ['script', 'what changes', 'the article saw', f'recorded here, in {PRECISION} unless noted']
+    return grid(header, rows, True)
 
 
 def saw_of(n, saw):
@@ -102,7 +103,7 @@ def recorded_of(n, loss):
     if not found:
         return ''
     longest = max(found, key=lambda run: len(run.rows))
-    words = [f'seed {longest.record["seed"]}: {counted(len(longest.rows), "epoch")}']
+    words = [f'seed {longest.record["seed"]}{in_precision(longest)}: {counted(len(longest.rows), "epoch")}']
     if longest.over:
         words.append(f'over 0.9 in epoch {longest.over}, best {max(longest.accuracies)!s}')
     if longest.diverged:
@@ -110,10 +111,15 @@ def recorded_of(n, loss):
     others = {}
     for run in found:
         if run is not longest:
-            others.setdefault(len(run.rows), []).append(run.record['seed'])
-    more = ', '.join(f'seed{"s" * (len(seeds) > 1)} {listed(seeds)}: {counted(epochs, "epoch")}'
-                     for epochs, seeds in others.items())
+            others.setdefault((len(run.rows), in_precision(run)), []).append(run.record['seed'])
+    more = ', '.join(f'seed{"s" * (len(seeds) > 1)} {listed(seeds)}{precision}: {counted(epochs, "epoch")}'
+                     for (epochs, precision), seeds in others.items())
     return (f'with `--loss {loss}`, ' if loss != 'manual' else '') + ', '.join(words) + (f' ({more})' if more else '')
+
+
+def in_precision(run):
+    """' in float32' where a run has another precision than most. '' else."""
+    return f' in {run.precision}' if run.precision != PRECISION else ''
 
 
 def block_training():

@@ -81,8 +81,8 @@ def wait_for(process, *patterns):
 
 
 def processes(name):
-    """The ids of the processes that train the run `name` for 10 epochs."""
-    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} --epochs 10 ']
+    """The ids of the processes that train the run `name` for 12 epochs."""
+    command = ['pgrep', '-f', f'^[^ ]+ alexnet4.py --(name|resume) {name} --epochs 12 ']
     return list(map(int, subprocess.run(command, capture_output=True, text=True).stdout.split()))
 
 
@@ -103,9 +103,9 @@ def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cl
     names, results = ['alexnet4-seed0', 'alexnet4-seed1-2'], tmp_path / 'results'
     results.mkdir()
     (results / 'alexnet4-seed1.csv').write_text('mine')
-    options = ['--epochs', 10, '--train-images', 5, '--batch-size', 1, '--test-images', 2]
+    options = ['--epochs', 12, '--train-images', 5, '--batch-size', 1, '--test-images', 2]
     process = sweep(*given, 'alexnet5.py', 'alexnet4.py', '--seeds', 0, 1, '--checkpoint-every', 2, '--', *options)
-    lines = wait_for(process, *(f'{name}: epoch 2 of 10' for name in names))
+    lines = wait_for(process, *(f'{name}: epoch 2 of 12' for name in names))
     assert 'there are results of alexnet4-seed1 already: this run is alexnet4-seed1-2' in ''.join(lines)
     resume = ['--resume', re.search('Sweep: (.+)', ''.join(lines))[1]]
 
@@ -117,7 +117,7 @@ def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cl
     wait_for(process, rf'{other}: lost \(.*killed by SIGKILL\); it goes on from')
     wait_for(process, f'{other}: epoch')
     slow.write_text(other)
-    wait_for(process, f'{lost}: epoch 10 of 10')
+    wait_for(process, f'{lost}: epoch 12 of 12')
 
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
@@ -130,7 +130,7 @@ def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cl
     step = record['unfinished']['global_step'] if 'unfinished' in record else 5 * len(record['epochs'])
 
     process = sweep(*given, *resume)
-    wait_for(process, f'{other}: epoch .* of 10')
+    wait_for(process, f'{other}: epoch .* of 12')
     process.kill()
     process.wait()
     slow.write_text('none')
@@ -144,7 +144,7 @@ def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cl
         np.testing.assert_allclose(*map(read_rows, paths), rtol=1e-5)       # of a resumed run the last digit can differ
         assert name in names or paths[0].read_bytes() == paths[1].read_bytes(), name
         record, plain = (read_json(tmp_path / folder / f'{name}.json') for folder in ('results', 'plain'))
-        assert record['status'] == 'complete' and record.keys() == plain.keys() and len(record['epochs']) == 10
+        assert record['status'] == 'complete' and record.keys() == plain.keys() and len(record['epochs']) == 12
         assert bool(record['resumed']) == (name in names), 'what was lost goes on from its checkpoint'
         assert (results / f'{name}.png').read_bytes().startswith(b'\x89PNG')
     starts = [(start['first_epoch'], start['iteration']) for start in read_json(results / f'{other}.json')['resumed']]
