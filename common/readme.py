@@ -38,8 +38,13 @@ def main():
     """Write every file anew."""
     for path, text in texts().items():
         path.write_text(text, encoding='utf-8')
-    compare.save_figures([run for run in runs() if run.precision == PRECISION], REFERENCE)      # else 4 has two lines
+    compare.save_figures(drawn(), REFERENCE)
     plots.save(story.figure_fast(), REFERENCE / 'walkthrough/alexnet2_fast-signal.png')
+
+
+def drawn():
+    """The runs that the figures compare-*.png show: of one precision, so that an experiment has one line."""
+    return [run for run in runs() if run.precision == PRECISION]
 
 
 def texts():
