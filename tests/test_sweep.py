@@ -118,6 +118,7 @@ def test_the_records_are_those_of_plain_runs(given, sweep, here, narrow, run, cl
     wait_for(process, f'{other}: epoch')
     slow.write_text(other)
     wait_for(process, f'{lost}: epoch 12 of 12')
+    wait_for(process, f'{other}: epoch')        # so that Ctrl-C finds it within an epoch
 
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
