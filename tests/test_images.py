@@ -1,6 +1,6 @@
 """Upscaling against cv2 and against values worked out by hand; batches upscaled ahead."""
+import concurrent.futures
 import threading
-import time
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def test_missing_library_names_the_package(monkeypatch):
 # The feed
 
 class Data:
-    """A data set whose k-th batch is all k, and whose batches take a while, or fail."""
+    """A data set whose k-th batch is all k, and which may fail."""
 
     def __init__(self, fails_at=None):
         self.served, self.threads, self.fails_at = 0, set(), fails_at
@@ -49,7 +49,6 @@ class Data:
         self.served += 1
         if self.served == self.fails_at:
             raise OSError('the disk is gone')
-        time.sleep(0.02)
         return np.full([batch_size, 784], self.served, np.float32), np.eye(10)[[self.served] * batch_size]
 
 
@@ -60,7 +59,7 @@ def test_batches_come_in_order_one_ahead_and_not_one_too_many():
             batch_xs, batch_ys = feed.next()
             assert batch_xs.shape == (2, 227, 227, 1) and (batch_xs == number).all()
             assert batch_ys.argmax(1).tolist() == [number, number]
-            time.sleep(0.2)
+            concurrent.futures.wait([feed._coming])
             assert data.served == min(number + 1, 3), 'the next one is there, and no more'
     assert threading.current_thread() not in data.threads
     assert not any(thread.is_alive() for thread in data.threads)
@@ -70,7 +69,7 @@ def test_an_error_on_the_thread_is_raised_where_its_batch_is_asked_for():
     data = Data(fails_at=2)
     with pytest.raises(OSError, match='the disk is gone'), Feed(data, 2, 3) as feed:
         feed.next()
-        time.sleep(0.2)
+        concurrent.futures.wait([feed._coming])
         assert data.served == 2, 'it has happened, and waits'
         feed.next()
     assert not any(thread.is_alive() for thread in data.threads)

@@ -143,7 +143,7 @@ def test_curves(make):
         mean = [(1, 0.725), (2, 0.8)] if k else [(1, 101), (2, 50)]
         np.testing.assert_allclose(points(found['run-seed0']), mean, rtol=1e-6)
         band, = (each for each in axes.collections if each.get_gid() == 'band-seed0')
-        assert {0.6, 0.85} if k else {100, 102} <= set(band.get_paths()[0].vertices[:, 1].round(6))
+        assert ({0.6, 0.85} if k else {100, 102}) <= set(band.get_paths()[0].vertices[:, 1].round(6))
         assert points(found['author-2']) == ([(1, 0.1), (2, 0.9), (3, 0.085)] if k else [(1, 2300), (2, 20)])
         assert found['run-one'].get_color() == found['author-2'].get_color() == plots.COLOURS[2]
         assert found['run-one'].get_linewidth() > 2 * found['author-2'].get_linewidth()

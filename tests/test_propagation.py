@@ -71,17 +71,6 @@ def test_measuring_it_changes_nothing(script, narrow, batch):
     assert all(np.array_equal(a, b) for a, b in zip(with_it, without, strict=True))
 
 
-@pytest.mark.slow
-def test_the_record_has_it(narrow, run, tmp_path):
-    script = narrow('alexnet6')
-    assert run(script, '--epochs', 2, *SMALL)[0] == 0
-    record = read_json(tmp_path / 'results/alexnet6.json')
-    each = [record['signal_before_training'], *(epoch['signal'] for epoch in record['epochs'])]
-    assert all(list(signals) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1'] for signals in each)
-    assert all(value > 0 for signals in each for value in signals.values())
-    assert forecast.signals_at_fc1(record) == [signals['fc1'] for signals in each]
-
-
 def test_layers_that_a_script_does_not_name_are_left_out(narrow, run, tmp_path):
     script = narrow('alexnet4', replace=[('SimpleNamespace(**locals())', 'SimpleNamespace(**{name: value for name, '
                                           "value in locals().items() if name != 'conv3'})")])

@@ -88,7 +88,8 @@ def test_refusals_that_need_no_damage(interrupted, run, tmp_path):
     assert status == 0, stderr
 
 
-def test_what_cannot_be_read_does_not_hide_a_run_that_can(interrupted, run, tmp_path):
+def test_the_newest_of_those_that_can_go_on(interrupted, run, tmp_path):
+    """Not an older one, another script's, or what cannot be read or has no checkpoints here."""
     results = tmp_path / 'results'
     (results / 'a-folder.json').mkdir()
     (results / 'cut.json').write_text('{')
@@ -98,6 +99,10 @@ def test_what_cannot_be_read_does_not_hide_a_run_that_can(interrupted, run, tmp_
     of_a_sweep = (results / 'newer.json').read_text()       # its weights lie elsewhere
     (results / 'of-a-sweep.json').write_text(of_a_sweep)
     (results / 'of-a-sweep.csv').write_bytes((results / 'alexnet4.csv').read_bytes())
+    for name, old, new in ('older', '"start": "2', '"start": "1'), ('theirs', '"alexnet4.py"', '"alexnet5.py"'):
+        (results / f'{name}.json').write_text((results / 'alexnet4.json').read_text().replace(old, new))
+        (results / f'{name}.csv').write_bytes((results / 'alexnet4.csv').read_bytes())
+        shutil.copytree(results / '.checkpoints/alexnet4', results / f'.checkpoints/{name}')
     status, _, stderr = run(interrupted, '--resume')
     assert status == 0 and 'alexnet4 goes on with epoch 3' in stderr, stderr
 

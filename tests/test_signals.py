@@ -66,8 +66,8 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
         message, command = last_line(stderr).split('. Go on with: ')
         assert message == ('alexnet6.py: interrupted; parts keeps '
                            f'{counted(done, "epoch")} and {counted(iterations, "iteration")}')
-        assert shlex.split(command)[0] == sys.executable
-        resume = ['--resume', 'parts']
+        program, resume = shlex.split(command)[:2], shlex.split(command)[2:]
+        assert program == [sys.executable, str(script)]
     with monkeypatch.context() as patch:        # the rest in this process, and the same without an interruption
         patch.setattr(Run, 'step', Run.step)
         exec(WATCH, {})
@@ -84,15 +84,26 @@ def test_each_signal_within_an_epoch_and_twice_in_one(narrow, start, run, tmp_pa
     is_whole(tmp_path / 'results', 'parts', 4, batches=6)
 
 
+def test_ctrl_c_before_anything_is_begun(run, tmp_path, monkeypatch):
+    """As while MNIST is fetched."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('common.opening.load', interrupted)
+    monkeypatch.setattr('common.run.die', lambda number: sys.exit(128 + number))
+    status, stdout, stderr = run('alexnet4')
+    assert (status, stdout, last_line(stderr)) == (130, '', 'alexnet4.py: interrupted; nothing was begun')
+    assert not (tmp_path / 'results').exists()
+
+
 def test_a_second_signal_ends_it_at_once(start, tmp_path):
     """In a full-size iteration, which takes seconds."""
-    process = start('alexnet4', '--epochs', 2, '--train-images', 400, '--test-images', 10)
+    process = start('alexnet4', '--epochs', 2, '--test-images', 10)
     for line in process.stderr:
-        if '2 epochs of 2 iterations' in line:
+        if '2 epochs of 300 iterations' in line:
             break
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    assert 'ending after this iteration' in process.stderr.readline()
+    assert any('ending after this iteration' in line for line in process.stderr)
     start_of_end = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=300) == -signal.SIGINT
