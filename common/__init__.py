@@ -4,7 +4,7 @@ What a script uses:
     run             what a script calls, in the order in which it calls it
     options         the command line that all seven share
     opening         how a run begins, or an earlier one is opened to go on
-    state           a run on the disk: its epochs, record and weights, which agree at any moment
+    state           a run on the disk: its epochs, record and weights
     checkpoints     weights by global step: written, kept, restored
     records         CSV, JSON and log of a run, each written whole
     evaluation      loss and accuracy on the test images

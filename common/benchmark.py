@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from common.machine import environment
 from common.options import TRAIN_IMAGES, between
 from common.run import Run
 from common.scripts import ROOT, SCRIPTS
-from common.terminal import LiveLine
+from common.terminal import LiveLine, die
 
 import tensorflow.compat.v1 as tf  # isort: skip
 
@@ -72,7 +73,7 @@ def main():
         sys.exit(f'{parser.prog}: {error}')
     except KeyboardInterrupt:
         print(f'{parser.prog}: interrupted', file=sys.stderr)
-        sys.exit(130)
+        die(signal.SIGINT)
 
 
 class Failed(Exception):
@@ -97,7 +98,7 @@ def measure(given):
         # Each ends after this; the article's, which takes the most memory for it, when the others are gone.
         peaks = {way: workers[way].next() for way in reversed(WAYS)}
     return {'experiment': given.experiment, 'batch_size': given.batch_size, 'test_images': given.test_images,
-            'flops': graphs['article'].pop('flops'), **environment(tf), 'ways': {
+            'flops': graphs['article'].pop('flops'), **environment(), 'ways': {
                 way: {'precision': graphs[way]['precision'], 'fused': graphs[way]['fused'], 'samples': samples[way],
                       **peaks[way]} for way in WAYS}}
 

@@ -16,21 +16,20 @@ from common.records import Refused, checkpoint_folder, fsync, newest_checkpoint,
 class Checkpoints:
     """The checkpoints of the run `name`, in results_dir/.checkpoints/name.
 
-    batches: training steps in an epoch, for checkpoints whose name counts epochs, as it did once.
     Attributes: folder; step, the global step of the newest checkpoint, or None.
     Raises Refused where a checkpoint is named that is not there.
     """
 
-    def __init__(self, results_dir, name, batches):
+    def __init__(self, results_dir, name):
         self.folder = checkpoint_folder(results_dir, name)
         self._state = self.folder / 'checkpoint'
-        self._newest, self.step = None, None
-        if found := newest_checkpoint(self.folder):
-            newest, number, counts = found
-            self._newest = self.folder / newest
-            self.step = number * (batches if counts == 'epoch' else 1)
-            if not self._newest.with_name(f'{self._newest.name}.index').exists():
-                raise Refused(f'the checkpoint {self._newest} is missing')
+        self.step = newest_checkpoint(self.folder)
+        if self.step is not None and not self._newest.with_suffix('.index').exists():
+            raise Refused(f'the checkpoint {self._newest} is missing')
+
+    @property
+    def _newest(self):
+        return self.folder / f'step-{self.step}'
 
     @cached_property
     def saver(self):
@@ -62,13 +61,13 @@ class Checkpoints:
         except BaseException:
             self.keep_newest()
             raise
-        self._newest, self.step = new, step
+        self.step = step
         self.keep_newest()
 
     def keep_newest(self):
         """Remove all others: earlier ones, and what a kill or a full disk left of a later one."""
         for path in self.folder.iterdir():
-            if re.match(r'(step|epoch)-\d+\.', path.name) and (self._newest is None or path.stem != self._newest.name):
+            if re.match(r'step-\d+\.', path.name) and path.stem != self._newest.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove(self):

@@ -15,8 +15,8 @@ def evaluate(g, figure, images, labels, at_once=False, run=None):
     run: called in place of the session's, with figure and feed_dict.
     """
     run, count = run or tf.get_default_session().run, len(images)
-    of_pieces = combination(g, figure)
-    size = count if at_once or of_pieces is None else PIECE
+    of_pieces = None if at_once else combination(g, figure)
+    size = PIECE if of_pieces else count
     pieces = [slice(start, start + size) for start in range(0, count, size)]
     values = np.float64([run(figure, feed(g, images[piece], labels[piece])) for piece in pieces])
     if of_pieces is None:

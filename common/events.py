@@ -54,6 +54,7 @@ class Events:
 
 @cache
 def learning_rate(graph):
-    """The tensor of the rate that gradient descent applies, placeholder or constant, in a list; [] where the graph has
+    """The tensor of the rate that gradient descent applies, placeholder or constant, by its tag; {} where the graph has
     another optimizer."""
-    return [op.inputs[1] for op in graph.get_operations() if op.type == 'ResourceApplyGradientDescent'][:1]
+    return next(({'training/learning_rate': op.inputs[1]} for op in graph.get_operations()
+                 if op.type == 'ResourceApplyGradientDescent'), {})

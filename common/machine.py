@@ -8,11 +8,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from common.scripts import ROOT
 
 
-def environment(tf):
+def environment():
     """Versions, the sha256 of each file of common/, and hardware: a dict, as a record holds it."""
     import cv2
     return {
@@ -20,7 +21,7 @@ def environment(tf):
                    for path in sorted((ROOT / 'common').glob('*.py'))},
         'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'numpy': np.__version__,
                      'opencv': cv2.__version__, 'matplotlib': matplotlib.__version__},
-        'hardware': _hardware(tf),
+        'hardware': _hardware(),
     }
 
 
@@ -43,7 +44,7 @@ def native_bfloat16():
     return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})
 
 
-def _hardware(tf):
+def _hardware():
     gpus = tf.config.list_physical_devices('GPU')
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'a GPU')

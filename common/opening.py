@@ -3,7 +3,6 @@ import contextlib
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow.compat.v1 as tf
 
 from common import machine, mnist, ops, options, records, scripts
 from common.images import image_shape_scale
@@ -33,7 +32,7 @@ def begin(results_dir, name, script, source, chosen, precision):
     files = Files.claim(results_dir, name)
     record = {
         'script': script.name, 'source': source, 'argv': options.argv(), 'seed': chosen['seed'], 'options': chosen,
-        'precision': precision, **machine.environment(tf), 'start': now(), 'end': None, 'status': 'running',
+        'precision': precision, **machine.environment(), 'start': now(), 'end': None, 'status': 'running',
         'divergence': None, 'epochs': [], 'resumed': [],
     }
     state = State(files, record, results_dir, resumed=False)
@@ -45,15 +44,14 @@ def begin(results_dir, name, script, source, chosen, precision):
     return state
 
 
-def reopen(results_dir, name, script, source, parser, given, defaults):
-    """Open the run `name`, or this script's newest unfinished one where name is True: its State.
+def reopen(script, source, parser, given, defaults):
+    """Open the run that --resume names, or else this script's newest unfinished one: its State.
 
     Raises Refused where it cannot go on: another script, a damaged file, nothing left to do. An option that
     contradicts the record ends the process through `parser`.
     """
-    if name is True:
-        name = newest_unfinished(results_dir, script)
-    files = Files.reopen(results_dir, name)
+    name = newest_unfinished(given.results_dir, script) if given.resume is True else given.resume
+    files = Files.reopen(given.results_dir, name)
     record = records.read_record(files.json)
     if record['script'] != script.name:
         raise Refused(f'{name} is a run of {record["script"]}')
@@ -70,7 +68,7 @@ def reopen(results_dir, name, script, source, parser, given, defaults):
     if done == chosen['epochs'] and record['status'] == 'complete':
         raise Refused(f'{name} is complete; a larger --epochs than {done} extends it')
     record['options'] = chosen
-    state = State(files, record, results_dir, resumed=True)
+    state = State(files, record, given.results_dir, resumed=True)
     nan = record['divergence']
     if nan and (nan['stopped'] or given.stop_on_nan and state.step_of_divergence < state.step):
         raise Refused(f'{name} met a training loss that is not finite: there is nothing to go on with')

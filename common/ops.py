@@ -184,7 +184,7 @@ def batch_normalization(x, mean, variance, offset, scale, variance_epsilon):
 
 
 def available(name):
-    """The precision that a run has here which asks for `name`: 'float32' or 'bfloat16'."""
+    """The precision in which a run that asks for `name` runs here: 'float32' or 'bfloat16'."""
     return name if name == 'float32' or can_use_bfloat16() else 'float32'
 
 

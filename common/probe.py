@@ -86,7 +86,7 @@ def probe_run(given, program):
         raise Refused(f'there is no run {given.what} in {options.shown(given.results_dir)}; a script ends in .py')
     record = read_record(path)
     chosen = record['options']
-    checkpoints = Checkpoints(given.results_dir, given.what, batches(chosen))
+    checkpoints = Checkpoints(given.results_dir, given.what)
     if checkpoints.step is None:
         raise Refused(f'{given.what} has no checkpoint in {checkpoints.folder}')
     test = mnist.read_data_sets(given.data_dir, one_hot=True, validation_size=0).test

@@ -145,17 +145,17 @@ def checkpoint_folder(results_dir, name):
 
 
 def newest_checkpoint(folder):
-    """(name, number, what it counts: 'step' or 'epoch') of the checkpoint that TensorFlow's state file in a run's
-    folder of checkpoints names. None where there is no such file. Raises Refused where it names none."""
+    """The global step of the checkpoint that the state file in a run's folder of checkpoints names. None where there is
+    no such file. Raises Refused where it names none."""
     state = folder / 'checkpoint'
     try:
         text = state.read_bytes()
     except FileNotFoundError:
         return None
-    found = re.search(rb'^model_checkpoint_path: "(.*/)?((step|epoch)-(\d+))"$', text, re.M)
+    found = re.search(rb'^model_checkpoint_path: "step-(\d+)"$', text, re.M)
     if found is None:
         raise Refused(f'the checkpoint in {folder} is damaged: {state} names none')
-    return found[2].decode(), int(found[4]), found[3].decode()
+    return int(found[1])
 
 
 def batches(chosen):

@@ -66,8 +66,7 @@ class Run:
         self._live, self._signals, self._state = LiveLine(), Signals(self.say), None
         try:
             check_folder(given.results_dir)
-            state = None if given.resume is None else opening.reopen(
-                given.results_dir, given.resume, script, source, parser, given, defaults)
+            state = None if given.resume is None else opening.reopen(script, source, parser, given, defaults)
             chosen = state.record['options'] if state else options.chosen(parser, given, defaults)
             self._data = opening.load(given.data_dir, chosen, test_at_once)
             self._precision = ops.available(chosen['precision'])
@@ -81,7 +80,6 @@ class Run:
         except (mnist.Unavailable, Refused, ImportError, OSError) as error:
             sys.exit(f'{self.program}: {error}')
         self._state, self._step, self._batches = state, state.step, state.batches
-        self._begins_within = state.step % state.batches > 0
         self.name, self.record, self.loss_method = state.files.name, state.record, chosen['loss']
         self.graph_seed = opening.graph_seed(chosen['seed'], *divmod(state.step, state.batches))
         self._data.train.skip(state.step, chosen['batch_size'])
@@ -94,7 +92,7 @@ class Run:
     @property
     def log_every(self):
         """Iterations from one training accuracy to the next. A run that goes on within an epoch begins with one."""
-        return 1 if self._pace.done == 0 and self._begins_within else self.record['options']['log_every']
+        return 1 if self._pace.done == 0 and self._state.step % self._batches else self.record['options']['log_every']
 
     def __enter__(self):
         self._inside.enter_context(ops.precision(self._precision))
@@ -164,8 +162,7 @@ class Run:
         gap = largest_logit_gap(output)
         if np.isfinite(gap):
             self._epoch['largest_logit_gap'] = max(gap, self._epoch['largest_logit_gap'] or 0)
-        self._events.add(self._step, **{'training/loss': loss, 'training/logit_gap': gap},
-                         **dict(zip(['training/learning_rate'], rates, strict=False)))
+        self._events.add(self._step, **{'training/loss': loss, 'training/logit_gap': gap}, **rates)
         if not np.isfinite(loss) and self.record['divergence'] is None:
             self._diverged(loss, explain(self.loss_method, output, y_output, feed_dict[g.y]))
         self._step += 1
@@ -270,7 +267,7 @@ class Run:
                 self._events.remove()
                 state.discard()
             elif not isinstance(error, Refused):        # it was raised before the run was touched
-                state.end(status, error if status == 'failed' else None)
+                state.end(status, error)
         except OSError as problem:      # on a full disk, even the record is too much
             error = problem if error is None or isinstance(error, Stopped) else error
         if error is None or isinstance(error, Stopped):

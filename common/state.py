@@ -1,10 +1,8 @@
-"""The state of a run on the disk: its epochs, its record and its weights, which agree at any moment.
+"""The state of a run on the disk: its epochs, its record and its weights.
 
 An epoch's row is written first, then its record, then its checkpoint. So a kill loses at most the epoch that it hits.
 """
 from datetime import datetime, timezone
-
-import tensorflow.compat.v1 as tf
 
 from common import machine, options
 from common.checkpoints import Checkpoints
@@ -24,7 +22,7 @@ class State:
     def __init__(self, files, record, results_dir, resumed):
         self.files, self.record, self.resumed = files, record, resumed
         self.batches = batches(record['options'])
-        self.checkpoints = Checkpoints(results_dir, files.name, self.batches)
+        self.checkpoints = Checkpoints(results_dir, files.name)
         self.rows = files.rows(self._epochs_covered()) if resumed else []
 
     @property
@@ -79,7 +77,7 @@ class State:
         if epochs < record['options']['epochs']:
             record['resumed'].append({
                 'first_epoch': epochs + 1, 'iteration': iteration, 'start': now(), 'argv': options.argv(),
-                'precision': precision, **machine.environment(tf)})
+                'precision': precision, **machine.environment()})
         record |= {'status': 'running', 'end': None}
         if (unfinished := self._unfinished()) is None:
             record.pop('unfinished', None)
@@ -108,10 +106,10 @@ class State:
             self.files.write_record(self.record)
             self.checkpoints.save(step)
 
-    def end(self, status, error=None):
+    def end(self, status, error):
         """Record how the run ended. error: what made it fail, an exception."""
         self.record |= {'status': status, 'end': now()}
-        if error is not None:
+        if status == 'failed':
             self.record['error'] = f'{type(error).__name__}: {error}'
         self.files.write_record(self.record)
 

@@ -113,7 +113,7 @@ def figure_fast():
 
 def epochs_of(run):
     """Before training and after each epoch: (epoch, 0 before training; test loss; test accuracy; signal at fc1; its
-    inverse; largest logit gap). Strings, but for the epoch; there is only a signal before training."""
+    inverse; largest logit gap). Strings, but for the epoch; before training there is nothing but the signal."""
     yield 0, '', '', f'{run.signals[0]:.3g}', f'{1 / run.signals[0]:.0f}', ''
     for epoch, (loss, accuracy, signal, gap) in enumerate(
             zip(run.losses, run.accuracies, run.signals[1:], gaps(run), strict=True), 1):

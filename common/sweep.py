@@ -70,7 +70,7 @@ def sweep(given, script_options):
     try:
         cluster = Cluster(given)
         watch = Watch(given.results_dir, name, cluster, say)
-        runs, unreadable = _runs(given, script_options, cluster, watch)
+        runs, unreadable = _runs(given, script_options, watch)
         tuner = _tuner(given, runs, cluster, watch, storage)
         watch.take(tuner.fit())
     finally:
@@ -192,7 +192,7 @@ class Cluster:
         return f'{self.at_once} at once on {self._machines}, {self.share()} each'
 
 
-def _runs(given, script_options, cluster, watch):
+def _runs(given, script_options, watch):
     """(config['run'] of each run of a new sweep, as trial.train takes it; messages of scripts that cannot be read)."""
     texts, unreadable = {}, []
     for script in given.scripts:

@@ -181,7 +181,7 @@ class Watched:
         if found is None:
             return 0
         record = records.read_record(self._json)
-        return min(found[1] // records.batches(record['options']), len(record['epochs']))
+        return min(found // records.batches(record['options']), len(record['epochs']))
 
     def _snapshot(self):
         """A copy of the results folder, whose files do not change. Weights are linked, for they are never changed."""
@@ -193,7 +193,7 @@ class Watched:
 
     @contextlib.contextmanager
     def _paused(self):
-        """Inside, the process stands still: its files agree at any moment, but they are copied one after the other."""
+        """Inside, the process stands still, because its files are copied one after the other."""
         with contextlib.suppress(ChildProcessError):        # it has ended meanwhile
             self._process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

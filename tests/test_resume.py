@@ -127,11 +127,11 @@ def test_a_signal_as_an_epoch_ends(owner, name, calls, narrow, run, monkeypatch,
 
 
 def test_a_run_that_an_older_version_began(interrupted, run, tmp_path):
-    """Its checkpoints count epochs, and its record has no `unfinished`."""
+    """Its checkpoint is that of an epoch, and its record has no signal."""
     folder = tmp_path / 'results/.checkpoints/alexnet4'
     for path in folder.glob('step-10.*'):
-        path.rename(path.with_name(path.name.replace('step-10', 'epoch-2')))
-    (folder / 'checkpoint').write_text('model_checkpoint_path: "epoch-2"\n')
+        path.rename(path.with_name(path.name.replace('step-10', 'step-8')))
+    (folder / 'checkpoint').write_text('model_checkpoint_path: "step-8"\n')
     edit(tmp_path / 'results', unfinished=..., signal_before_training=...)
     status, stdout, stderr = run(interrupted, '--resume')
     assert status == 0 and 'alexnet4 goes on with epoch 3 of 4' in stderr and stdout.startswith('step 2, iteration 0')
