@@ -2,11 +2,12 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, last_line
 
 from common import benchmark, ops
 from common.propagation import Watch
@@ -75,6 +76,19 @@ def test_benchmark_table():
     assert lines[5].split() == ['float32', '0.0000', '1.00', '1.00', '2.00', '100.0', '0.60', '2.00', '2.00',
                                 '4.00', '(3.00', 'to', '5.00)']
     assert lines[-1].split() == ['bfloat16', '7.27', '(5.45', 'to', '9.09)'], 'of 1 + 1 / 10 s'
+
+
+def test_ctrl_c(mnist_dir, monkeypatch, capsys):
+    """It dies of the signal, so that a shell loop around it ends."""
+    died = []
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(sys, 'argv', ['benchmark', '--data-dir', str(mnist_dir)])
+    monkeypatch.setattr(benchmark, 'measure', interrupted)
+    monkeypatch.setattr(benchmark, 'die', died.append)
+    benchmark.main()
+    assert died == [signal.SIGINT] and last_line(capsys.readouterr().err).endswith('benchmark: interrupted')
 
 
 def test_benchmark_that_cannot_be_written(mnist_dir, monkeypatch, capsys):

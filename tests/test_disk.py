@@ -224,3 +224,14 @@ def test_a_run_touches_no_other_file(narrow, run, tmp_path):
     assert run(script, '--resume', 'alexnet4-4', '--epochs', 2)[0] == 0
     assert sorted(os.listdir(results / '.checkpoints/alexnet4-4')) == [
         'checkpoint', 'step-8.data-00000-of-00001', 'step-8.index', 'thesis']
+
+
+@pytest.mark.slow
+def test_two_started_at_once_take_two_names(narrow, start, tmp_path):
+    script = narrow('alexnet4', lines=QUICK)
+    processes = [start(script, '--epochs', 1, *SMALL) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=300)
+    assert [process.returncode for process in processes] == [0, 0]
+    for name in ('alexnet4', 'alexnet4-2'):
+        assert is_whole(tmp_path / 'results', name, 1)['status'] == 'complete'

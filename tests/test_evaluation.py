@@ -50,6 +50,12 @@ def test_pieces_give_what_all_images_at_once_give(loss_method, narrow, test_set)
             assert pieces == (whole if figure is g.accuracy else pytest.approx(whole, rel=1e-6))
 
 
+def test_at_once_it_is_the_sessions_own_to_the_last_bit(narrow, test_set):
+    with network(narrow('alexnet4'), 'builtin') as (g, _):
+        for value in np.random.RandomState(0).rand(200).astype(np.float32):
+            assert evaluation.evaluate(g, g.loss, *test_set, at_once=True, run=lambda *_, own=value: own) == value
+
+
 @pytest.mark.parametrize('edit', EDITS)
 def test_an_edited_loss_is_the_scripts_own(edit, narrow, test_set):
     loss, sizes = EDITS[edit]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import FEW, ROOT, SMALL, last_line, read_json
 
-from common import machine, records
+from common import forecast, machine, records
 from common.divergence import largest_logit_gap, largest_weight
 from common.run import Run
 
@@ -37,6 +37,10 @@ def test_the_record(narrow, run, tmp_path):
     assert found['start'] <= found['end'] and found['divergence'] is None
     for epoch in found['epochs']:
         assert epoch['seconds'] > 0 and 0 < epoch['largest_logit_gap'] < 50 and 0 < epoch['largest_weight'] < 2
+    each = [found['signal_before_training'], *(epoch['signal'] for epoch in found['epochs'])]
+    assert all(list(signals) == ['conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1'] for signals in each)
+    assert all(value > 0 for signals in each for value in signals.values())
+    assert forecast.signals_at_fc1(found) == [signals['fc1'] for signals in each]
     log = (tmp_path / 'elsewhere/alexnet4.log').read_text()
     assert all(line in log.splitlines() for line in stdout.splitlines())
     assert log.splitlines()[0].startswith('alexnet4.py: 2 epochs of 4 iterations')
